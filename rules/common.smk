@@ -1,0 +1,86 @@
+# Settings, patients and the functions that rules take their inputs and parameters from.
+import sys
+from pathlib import Path
+
+ROOT = Path(workflow.basedir)
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "rules")]
+
+from console import Console
+from lungmill.dataset import PRODUCTS
+from lungmill.packing import ZARR_FILES
+from settings import read_settings
+
+SETTINGS = read_settings(config, ROOT)
+RESULTS, LOGS = SETTINGS.results, SETTINGS.logs
+PATIENTS = SETTINGS.patients
+ANNOTATIONS = SETTINGS.annotations
+Console.install(workflow)
+
+
+pathvars:
+    results=RESULTS,
+    logs=LOGS,
+
+
+wildcard_constraints:
+    patient=r"[^/]+",
+
+
+# Parameters decide whether a job runs again, so the functions that make them take `wildcards` alone: Snakemake does not
+# record those that take `input`. Where they need a file that another job makes, the error that names it makes
+# Snakemake ask again once it is there.
+def code(script):
+    """Hash of a script and the library modules it uses: rules put it into their parameters."""
+    return SETTINGS.code(script)
+
+
+def demo_input(wildcards):
+    """The demo cohort's folder, which a rule makes; a user's folder is no rule's output."""
+    return PATIENTS[wildcards.patient].dicom if SETTINGS.is_demo else []
+
+
+def dicom_state(wildcards):
+    """Where a patient's DICOM files are and a fingerprint that changes when one of them does."""
+    folder = PATIENTS[wildcards.patient].dicom
+    return {"dicom": folder, "fingerprint": SETTINGS.fingerprint(folder)}
+
+
+def nodules(wildcards):
+    """The annotated nodules of a patient, or None where there are no annotations."""
+    if ANNOTATIONS is None:
+        return None
+    return SETTINGS.nodules(PATIENTS[wildcards.patient])
+
+
+def accepted():
+    """The patients whose verdict is to go on; known once the checkpoint has run."""
+    return SETTINGS.accepted(checkpoints.verdicts.get().output.table)
+
+
+def of_accepted(*patterns):
+    """An input function: the files of all accepted patients after each pattern."""
+    return lambda wildcards: [
+        f"{RESULTS}/{pattern.format(patient=patient)}"
+        for patient in accepted()
+        for pattern in patterns
+    ]
+
+
+def pack_settings(store):
+    """Parameters of the rule that writes one format."""
+    return {"format": store, "level": config["pack"]["level"], "chunk": config["pack"]["chunk"], "code": code("pack")}
+
+
+def dataset_rows():
+    """Accepted patients with the split and label that the patients table gives them."""
+    return [
+        {"patient": patient, "split": PATIENTS[patient].split, "label": PATIENTS[patient].label}
+        for patient in accepted()
+    ]
+
+
+FORMATS = [name for name in ("zarr", "bcolz", "hdf5", "npz") if name in config["pack"]["formats"]]
+MADE = ["volume", "mask", *FORMATS, "patches"]
+# A Zarr group is there when its zarr.json is.
+PRODUCT_FILES = [PRODUCTS[name].format("{patient}") + ("/zarr.json" if name == "zarr" else "") for name in MADE]
+COHORT_GROUP = f"{RESULTS}/cohort.zarr/zarr.json" if "zarr" in FORMATS else []

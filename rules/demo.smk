@@ -1,0 +1,27 @@
+# The built-in cohort: synthetic patients as real DICOM series, and their true nodules.
+rule demo:
+    output:
+        dicom=directory("<results>/demo/dicom/{patient}"),
+    params:
+        step={"seed": config["seed"], "code": code("demo")},
+    log:
+        "<logs>/demo/{patient}.log",
+    benchmark:
+        "<logs>/demo/{patient}.tsv"
+    conda:
+        "../envs/dicom.yaml"
+    script:
+        "../scripts/demo.py"
+
+
+rule demo_annotations:
+    output:
+        annotations="<results>/demo/annotations.csv",
+    params:
+        step={"seed": config["seed"], "code": code("demo_annotations")},
+    log:
+        "<logs>/demo_annotations/cohort.log",
+    conda:
+        "../envs/dicom.yaml"
+    script:
+        "../scripts/demo_annotations.py"

@@ -1,0 +1,40 @@
+# A verdict per patient, and the one checkpoint: from here on only accepted patients.
+rule index:
+    input:
+        demo_input,
+    output:
+        verdict="<results>/index/{patient}.json",
+    params:
+        step=lambda wildcards: {
+            **dicom_state(wildcards),
+            "patient": wildcards.patient,
+            "series": config["series"],
+            "series_uid": PATIENTS[wildcards.patient].series_uid,
+            "code": code("index"),
+        },
+    log:
+        "<logs>/index/{patient}.log",
+    benchmark:
+        "<logs>/index/{patient}.tsv"
+    conda:
+        "../envs/dicom.yaml"
+    script:
+        "../scripts/index.py"
+
+
+checkpoint verdicts:
+    input:
+        verdicts=expand(f"{RESULTS}/index/{{patient}}.json", patient=PATIENTS),
+    output:
+        table="<results>/index/verdicts.tsv",
+    params:
+        step={
+            "names": {patient: PATIENTS[patient].name for patient in PATIENTS},
+            "code": code("verdicts"),
+        },
+    log:
+        "<logs>/verdicts/cohort.log",
+    conda:
+        "../envs/tables.yaml"
+    script:
+        "../scripts/verdicts.py"

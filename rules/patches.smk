@@ -1,0 +1,26 @@
+# Samples for training: one array per class, with the position each patch came from.
+rule patches:
+    input:
+        volume="<results>/volumes/{patient}.npy",
+        geometry="<results>/volumes/{patient}.json",
+        mask="<results>/masks/{patient}.npy",
+        labels="<results>/masks/{patient}.json",
+        # ancient: a patient is redone when its own nodules change, which the parameters show.
+        annotations=ancient(ANNOTATIONS) if ANNOTATIONS else [],
+    output:
+        patches="<results>/patches/{patient}.h5",
+    params:
+        step=lambda wildcards: {
+            **config["patches"],
+            "nodules": nodules(wildcards),
+            "seed": config["seed"],
+            "code": code("patches"),
+        },
+    log:
+        "<logs>/patches/{patient}.log",
+    benchmark:
+        "<logs>/patches/{patient}.tsv"
+    conda:
+        "../envs/arrays.yaml"
+    script:
+        "../scripts/patches.py"

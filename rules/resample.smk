@@ -1,0 +1,22 @@
+# One interpolation from the scan's own samples to the output grid.
+rule resample:
+    input:
+        demo_input,
+        verdict="<results>/index/{patient}.json",
+    output:
+        volume="<results>/volumes/{patient}.npy",
+        geometry="<results>/volumes/{patient}.json",
+    params:
+        step=lambda wildcards: {
+            **dicom_state(wildcards),
+            **config["resample"],
+            "code": code("resample"),
+        },
+    log:
+        "<logs>/resample/{patient}.log",
+    benchmark:
+        "<logs>/resample/{patient}.tsv"
+    conda:
+        "../envs/dicom.yaml"
+    script:
+        "../scripts/resample.py"

@@ -1,0 +1,18 @@
+# Lung labels: 1 right, 2 left.
+rule segment:
+    input:
+        volume="<results>/volumes/{patient}.npy",
+        geometry="<results>/volumes/{patient}.json",
+    output:
+        mask="<results>/masks/{patient}.npy",
+        labels="<results>/masks/{patient}.json",
+    params:
+        step={"segment": config["segment"], "code": code("segment")},
+    log:
+        "<logs>/segment/{patient}.log",
+    benchmark:
+        "<logs>/segment/{patient}.tsv"
+    conda:
+        "../envs/arrays.yaml"
+    script:
+        "../scripts/segment.py"

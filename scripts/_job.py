@@ -1,0 +1,42 @@
+"""What every script does first: keep to its threads, write its log, and say in one line why it failed."""
+
+import fcntl
+import logging
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+# The library beside this file, even where another lungmill is installed.
+sys.path.insert(0, str(Path(__file__).parent))
+
+JOBS_LOCK = Path(".snakemake", "lungmill-jobs.lock")
+THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "BLOSC_NTHREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+
+
+def start(snakemake):
+    """Prepare the process for one job. Call it before importing anything that reads the thread variables."""
+    for variable in THREAD_VARIABLES:
+        os.environ[variable] = str(snakemake.threads)
+    _share_jobs_lock()
+    log = Path(snakemake.log[0])
+    log.parent.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(filename=log, filemode="w", level=logging.INFO, format="%(levelname)s %(message)s", force=True)
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
+    logging.info("rule %s, %s", snakemake.rule, dict(snakemake.wildcards.items()) or "cohort")
+    sys.excepthook = _log_exception
+
+
+def _log_exception(kind, error, trace):
+    """Write the traceback to the log, its last line being why; the terminal gets that line at the end of the run."""
+    logging.error("failed\n%s", "".join(traceback.format_exception(kind, error, trace)).rstrip())
+
+
+def _share_jobs_lock():
+    """Hold a lock for as long as this process lives, so that a new run can wait for jobs of a killed one."""
+    global _jobs_lock
+    JOBS_LOCK.parent.mkdir(exist_ok=True)
+    _jobs_lock = JOBS_LOCK.open("a")
+    fcntl.flock(_jobs_lock, fcntl.LOCK_SH)

@@ -1,0 +1,38 @@
+"""lungmill: chest-CT DICOM folders to training-ready arrays.
+
+Public names are imported when they are first used, so `import lungmill` costs nothing.
+"""
+
+import importlib
+
+from lungmill.version import __version__
+
+_HOMES = {
+    "series": ["Series", "read_series"],
+    "indexing": ["index"],
+    "resampling": ["hounsfield_histogram", "resample"],
+    "segmentation": ["segment_lungs"],
+    "packing": ["pack"],
+    "patches": ["body_mask", "crop_center", "cut_patches"],
+    "dataset": ["make_dataset", "split_of"],
+    "annotations": ["Nodule", "nodules_of", "read_annotations"],
+    "cohort": ["Cohort", "open_cohort"],
+    "pictures": ["montage"],
+    "grid": ["Grid"],
+    "errors": ["ConfigError", "DicomError", "LungmillError"],
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]
+
+
+def __getattr__(name):
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'lungmill' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"lungmill.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted([*globals(), *_HOME_OF])

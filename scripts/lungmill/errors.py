@@ -1,0 +1,18 @@
+"""The exceptions that are meant for people: the message is one line that names the thing and the remedy."""
+
+
+class LungmillError(Exception):
+    """Something a user can mend; shown without a traceback."""
+
+
+class ConfigError(LungmillError):
+    """config.yaml, the patients table or a path named there is wrong."""
+
+
+class DicomError(LungmillError):
+    """A DICOM file or series cannot be used; `reason` is one of the codes in `lungmill.verdict`."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

@@ -1,0 +1,130 @@
+"""Writing files so that a name either holds the whole content or does not exist, and the small formats."""
+
+import csv
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+from lungmill.errors import LungmillError
+
+DEEPEST_FOLDER = 32
+
+
+@contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path`; on success it takes the name of `path`, on failure it is removed.
+
+    Works for a file or a folder, whichever the body creates. A temporary left by a killed process is removed first.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    remove(temporary)
+    try:
+        yield temporary
+        if temporary.is_dir():
+            remove(path)  # os.replace refuses a folder that is not empty
+        os.replace(temporary, path)
+    finally:
+        remove(temporary)
+
+
+def remove(path):
+    """Remove a file, a link or a folder with all it holds; nothing happens where there is none."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path, text: str):
+    """Write `text` as UTF-8, all or nothing."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON with short lists of numbers on one line; the same value gives the same bytes."""
+    write_text(path, _json(value, 0) + "\n")
+
+
+def _json(value, depth):
+    pad = "  " * (depth + 1)
+    if isinstance(value, dict) and value:
+        rows = [f"{pad}{json.dumps(str(key))}: {_json(item, depth + 1)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(rows) + "\n" + "  " * depth + "}"
+    if isinstance(value, (list, tuple)) and any(isinstance(item, (dict, list, tuple)) for item in value):
+        if depth >= 2:  # rows of a table: one line each
+            rows = [pad + json.dumps(item, ensure_ascii=False, allow_nan=False) for item in value]
+        else:
+            rows = [pad + _json(item, depth + 1) for item in value]
+        return "[\n" + ",\n".join(rows) + "\n" + "  " * depth + "]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def read_json(path):
+    """Read a JSON file; a damaged one is a LungmillError that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LungmillError(f"{path} is not valid JSON ({error}): delete it and run again") from error
+
+
+def write_tsv(path, columns, rows):
+    """Write dicts as a tab-separated table; None becomes an empty cell, a list is joined with commas."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            writer.writerow([_cell(row.get(column)) for column in columns])
+
+
+def _cell(value):
+    if value is None:
+        return ""
+    if isinstance(value, (list, tuple)):
+        return ",".join(str(item) for item in value)
+    return value
+
+
+def read_tsv(path):
+    """Read a tab-separated table with a header line as a list of dicts of str; empty cells are ''."""
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        return [
+            {key.strip(): (cell or "").strip() for key, cell in row.items() if key is not None}
+            for row in csv.DictReader(file, delimiter="\t")
+        ]
+
+
+def list_files(folder):
+    """Yield the paths of all files below `folder`, relative to it with `/`, in sorted order.
+
+    Linked folders are followed once each, hidden files and folders are passed over, and a folder that may not be
+    listed is yielded itself, so that whoever opens it learns why. Raises FileNotFoundError where there is no `folder`.
+    """
+    seen = set()
+
+    def walk(relative, depth):
+        where = os.path.join(folder, relative) if relative else os.fspath(folder)  # noqa: PTH118
+        real = os.path.realpath(where)
+        if depth > DEEPEST_FOLDER or real in seen:
+            return
+        seen.add(real)
+        try:
+            entries = sorted(os.scandir(where), key=lambda entry: entry.name)
+        except PermissionError:
+            yield relative or "."
+            return
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            name = f"{relative}/{entry.name}" if relative else entry.name
+            if entry.is_dir():
+                yield from walk(name, depth + 1)
+            else:
+                yield name
+
+    yield from walk("", 0)

@@ -1,0 +1,377 @@
+"""Lung masks from Hounsfield units alone, in 3-D: `segment_lungs`.
+
+What is lung, trachea, bowel or room is decided on blocks of about 2 mm; the border is drawn on the volume's own voxels.
+The steps, each a function below or in `regions` and `airway`, in the order in which `segment_lungs` takes them:
+air, air outside the body, trachea and main bronchi, lung components, right and left, enclosed structures and closing.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lungmill.airway import blocks_of, find_trachea, segment_airway
+from lungmill.errors import LungmillError
+from lungmill.regions import (
+    block_factors,
+    block_mean,
+    bounding_box,
+    components,
+    dilate,
+    enclosing_sides,
+    erode,
+    expand_blocks,
+    fill_enclosed,
+    largest_component,
+    opened,
+    project_labels,
+    squared_distance,
+)
+
+METHOD = "threshold3d"
+RIGHT, LEFT = 1, 2
+
+BLOCK_MM = 2.0
+PADDING_HU = -1024
+# Room air is -1000 HU. Lung, emphysema included, has a higher median than a pocket of pure gas.
+ROOM_AIR_HU = -950
+GAS_HU = -965
+# A ball of this radius fits into chest wall and arms, not into a table, a blanket or a cable.
+BODY_RADIUS_MM = 4.0
+# Pieces of lung cut off by a fissure or a scar, this near to a lung and at least this large, belong to it.
+PIECE_GAP_MM, PIECE_ML = 6.0, 1.0
+# One component is both lungs where at least this share of it lies beyond the midline.
+STRADDLING_SHARE = 0.15
+# Where the closing acts, the border goes this far beyond it: as far as readers take a nodule into the pleura.
+PLEURA_MM = 1.5
+# Bronchi this deep inside a lung count as lung.
+DEEP_MM = 4.0
+# Total lung capacity of adults in CT, rounded outwards; scans in expiration are near the lower end.
+EXPECTED_ML = (1000.0, 10000.0)
+EXPECTED_RATIO = 0.5
+BORDER_CM2 = 2.0
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The volume in blocks of about 2 mm: mean HU, edges in voxels and in mm."""
+
+    hu: np.ndarray
+    factors: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+
+    @property
+    def voxel_ml(self):
+        """Volume of one block."""
+        return float(np.prod(self.spacing_mm)) / 1000
+
+
+def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=5.0, min_lung_ml=100.0):
+    """Label the lungs of a chest CT: 0 outside, 1 right lung, 2 left lung.
+
+    volume        int16 HU, [z, y, x], z to the head, y to the back, x to the patient's left; may be memory-mapped
+                  and read-only. Outside the scanner's field of view it is -1024
+    spacing_mm    voxel size (z, y, x)
+    threshold_hu  HU below which a voxel is air; halfway between lung and soft tissue
+    closing_mm    radius of the ball that recovers what touches the pleura, about half the width of the widest
+                  contact; 0 switches it off
+    min_lung_ml   smallest enclosed volume of air that counts as a lung
+
+    Returns (mask, statistics): uint8 of the volume's shape, and a dict of plain values, ready for JSON: status 'ok' or
+    'no_lungs' (the mask is then empty and `reason` says why), flags, volume_ml, bounding_box, method and settings.
+    Vessels, nodules and small airways count as lung; trachea, main bronchi, mediastinum and bowel gas do not.
+    The result does not depend on the number of threads. Raises LungmillError where the arguments make no volume.
+    """
+    volume, spacing_mm = _checked(volume, spacing_mm, threshold_hu)
+    factors = block_factors(spacing_mm, BLOCK_MM)
+    blocks = Blocks(
+        block_mean(volume, *factors),
+        factors,
+        tuple(mm * factor for mm, factor in zip(spacing_mm, factors, strict=True)),
+    )
+    settings = {
+        "threshold_hu": threshold_hu,
+        "closing_mm": closing_mm,
+        "min_lung_ml": min_lung_ml,
+    }
+    mask = np.zeros(volume.shape, np.uint8)
+
+    padding = find_padding(blocks.hu)
+    body = find_body(blocks, threshold_hu)
+    air = (blocks.hu < threshold_hu) & ~padding
+    air &= ~outside_air(blocks, air, padding)
+    air &= enclosing_sides(body) >= 3
+    midline = body_midline(body, air)
+
+    airway = None
+    trachea = find_trachea(blocks.hu, air, blocks.spacing_mm, midline, _middle_z(air))
+    if trachea is not None:
+        airway, coarse_box, box = segment_airway(
+            volume, trachea, factors, blocks.spacing_mm, spacing_mm, threshold_hu
+        )
+        airway_blocks = np.zeros(air.shape, bool)
+        airway_blocks[coarse_box] = blocks_of(airway, factors)
+        air &= ~airway_blocks
+
+    lungs, largest_ml = lung_components(blocks, air, min_lung_ml)
+    if lungs is None:
+        return mask, _no_lungs(settings, largest_ml, min_lung_ml)
+    sides, joined = split_sides(blocks, lungs, midline)
+
+    other_air = (blocks.hu < threshold_hu) & (sides == 0)
+    air_side = nearest_side(sides, blocks.spacing_mm)
+    air_side[other_air] = 0
+    solid_side, depth = close_lungs(blocks, sides, closing_mm)
+    solid_side[padding] = 0
+    project_labels(volume, threshold_hu, air_side, solid_side, depth, factors, mask)
+    if airway is not None:
+        deep = expand_blocks(depth[coarse_box] > DEEP_MM, factors, airway.shape)
+        mask[box][airway & ~deep] = 0
+    statistics = _statistics(mask, volume, spacing_mm, settings)
+    statistics["joined"] = joined
+    if trachea is None:
+        statistics["flags"].append({"code": "no_trachea", "detail": "no trachea found: it may be part of the mask"})
+    return mask, statistics
+
+
+def _checked(volume, spacing_mm, threshold_hu):
+    volume = np.asarray(volume)
+    if volume.ndim != 3 or volume.dtype != np.int16 or 0 in volume.shape:
+        raise LungmillError(f"segment_lungs: int16 HU [z, y, x] expected, not {volume.dtype} of shape {volume.shape}")
+    spacing_mm = tuple(float(mm) for mm in spacing_mm)
+    if len(spacing_mm) != 3 or not all(0 < mm < np.inf for mm in spacing_mm):
+        raise LungmillError(f"segment_lungs: spacing_mm must be three positive mm (z, y, x), not {spacing_mm}")
+    if not -900 <= threshold_hu <= -100:
+        raise LungmillError(f"segment_lungs: threshold_hu = {threshold_hu} does not part lung from tissue (-900 to -100)")
+    return volume, spacing_mm
+
+
+def find_padding(hu):
+    """Blocks outside the scanner's field of view: exactly padding, and joined to an in-plane border."""
+    labels, counts = components(hu <= PADDING_HU)
+    return _touching_border(labels, len(counts))[labels]
+
+
+def _touching_border(labels, count):
+    touching = np.zeros(count, bool)
+    for plane in (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]):
+        touching[plane.ravel()] = True
+    touching[0] = False
+    return touching
+
+
+def find_body(blocks, threshold_hu):
+    """The patient without table and blankets: the largest thing that stays when thin sheets are taken away."""
+    return largest_component(opened(blocks.hu >= threshold_hu, blocks.spacing_mm, BODY_RADIUS_MM))
+
+
+def outside_air(blocks, air, padding):
+    """Air around the body: joined to the border or to the padding, and as dark as room air.
+
+    Padding counts as a wall. A lung cut by the field of view then stays apart from the room, touches the border as the
+    room does, and differs from it by its HU.
+    """
+    labels, counts = components(air)
+    touching = _touching_border(labels, len(counts))
+    for axis in (1, 2):
+        low = (slice(None),) * axis + (slice(None, -1),)
+        high = (slice(None),) * axis + (slice(1, None),)
+        touching[labels[low][padding[high]]] = True
+        touching[labels[high][padding[low]]] = True
+    touching[0] = False
+    mean = np.bincount(labels.ravel(), weights=blocks.hu.ravel()) / np.maximum(counts, 1)
+    return (touching & (mean < ROOM_AIR_HU))[labels]
+
+
+def body_midline(body, air):
+    """The x index halfway between the body's sides, the median over the slices with air inside; else the middle."""
+    slices = np.flatnonzero(air.any(axis=(1, 2)) & body.any(axis=(1, 2)))
+    if not len(slices):
+        return 0.5 * (body.shape[2] - 1)
+    columns = body[slices].any(axis=1)
+    right = columns.argmax(axis=1)
+    left = columns.shape[1] - 1 - columns[:, ::-1].argmax(axis=1)
+    return float(np.median(0.5 * (right + left)))
+
+
+def _middle_z(air):
+    per_slice = air.sum(axis=(1, 2), dtype=np.int64)
+    if not per_slice.any():
+        return 0
+    return int(np.searchsorted(np.cumsum(per_slice), per_slice.sum() / 2))
+
+
+def lung_components(blocks, air, min_lung_ml):
+    """Choose the components of enclosed air that are lung: large, and not pure gas; then the pieces beside them.
+
+    Returns (labels of the chosen components or None, ml of the largest component of air).
+    """
+    from scipy import ndimage
+
+    labels, counts = components(air)
+    counts[0] = 0
+    size_ml = counts * blocks.voxel_ml
+    boxes = ndimage.find_objects(labels.view(np.int32))
+
+    def hu_of(label):
+        box = boxes[label - 1]
+        return blocks.hu[box][labels[box] == label]
+
+    chosen = [label for label in np.flatnonzero(size_ml >= min_lung_ml) if np.median(hu_of(label)) > GAS_HU]
+    if not chosen:
+        return None, float(size_ml.max())
+    lungs = np.isin(labels, chosen)
+    # Bowel just below the diaphragm holds gas darker than the lung's darkest blocks; a piece of lung does not.
+    darkest = np.percentile(blocks.hu[lungs], 1)
+    for label in np.unique(labels[dilate(lungs, blocks.spacing_mm, PIECE_GAP_MM) & ~lungs]):
+        if label and PIECE_ML <= size_ml[label] < min_lung_ml and np.percentile(hu_of(label), 5) > darkest:
+            chosen.append(label)
+    labels[~np.isin(labels, chosen)] = 0
+    return labels, float(size_ml.max())
+
+
+def split_sides(blocks, labels, midline):
+    """Turn components into right (1) and left (2); one that holds both lungs is cut where it is narrowest.
+
+    Returns (uint8 sides, whether a component had to be cut).
+    """
+    from scipy import ndimage
+
+    sides = np.zeros(labels.shape, np.uint8)
+    joined = False
+    for label, box in enumerate(ndimage.find_objects(labels.view(np.int32)), start=1):
+        if box is None:
+            continue
+        part = labels[box] == label
+        columns = part.sum(axis=(0, 1), dtype=np.int64)
+        x = np.arange(box[2].start, box[2].stop)
+        share_left = columns[x > midline].sum() / columns.sum()
+        cut = None
+        if STRADDLING_SHARE < share_left < 1 - STRADDLING_SHARE:
+            cut = cut_in_two(part, blocks, midline - box[2].start)
+        if cut is None:
+            side = LEFT if (columns * x).sum() / columns.sum() > midline else RIGHT
+            sides[box][part] = side
+        else:
+            joined = True
+            sides[box][part] = cut[part]
+    return sides, joined
+
+
+def cut_in_two(part, blocks, midline):
+    """Erode until two large pieces stay, one on each side, then let them grow back; None when that never happens."""
+    from scipy import ndimage
+    from skimage.segmentation import watershed
+
+    step = min(blocks.spacing_mm[1:])
+    for radius in step * np.arange(1, 9):
+        labels, counts = components(erode(part, blocks.spacing_mm, radius))
+        if len(counts) < 3:
+            continue
+        first, second = 1 + np.argsort(counts[1:], kind="stable")[::-1][:2]
+        if counts[second] < 0.1 * part.sum():
+            continue
+        centres = [ndimage.center_of_mass(labels == k)[2] for k in (first, second)]
+        if min(centres) < midline < max(centres):
+            right, left = (first, second) if centres[0] < centres[1] else (second, first)
+            markers = np.zeros(part.shape, np.int32)
+            markers[labels == right] = RIGHT
+            markers[labels == left] = LEFT
+            return watershed(_depth(part, blocks), markers, mask=part)
+    return None
+
+
+def _depth(part, blocks):
+    return -squared_distance(~part, blocks.spacing_mm, 20.0)
+
+
+def nearest_side(sides, spacing_mm):
+    """Widen both lungs by a block: where voxels below the threshold still belong to them."""
+    reach = 1.01 * max(spacing_mm[1], spacing_mm[2])
+    right = squared_distance(sides == RIGHT, spacing_mm, reach)
+    left = squared_distance(sides == LEFT, spacing_mm, reach)
+    limit = np.float32(reach**2)
+    return np.where(
+        (right <= left) & (right <= limit), np.uint8(RIGHT), np.where(left <= limit, np.uint8(LEFT), np.uint8(0))
+    )
+
+
+def close_lungs(blocks, sides, closing_mm):
+    """Fill and close each lung by itself, so that nothing bridges from one to the other.
+
+    Returns (uint8 side, float32 depth): voxels with depth above 0, interpolated, belong to the lung. Depth is the
+    distance in mm into the closed lung.
+    """
+    side = np.zeros(sides.shape, np.uint8)
+    depth = np.full(sides.shape, np.float32(-100))
+    step = min(blocks.spacing_mm[1:])
+    # A whole number of blocks and a half: walls that are flat stay where they are.
+    radius = (int(closing_mm / step) + 0.5) * step if closing_mm > 0 else 0.5 * step
+    reach = radius + 2 * step
+    pad = tuple(int(np.ceil(2 * reach / mm)) for mm in blocks.spacing_mm)
+    for label in (RIGHT, LEFT):
+        box = bounding_box(sides == label, pad)
+        if box is None:
+            continue
+        other = (sides[box] != 0) & (sides[box] != label)
+        lung = fill_enclosed(sides[box] == label)
+        inner = np.sqrt(squared_distance(~dilate(lung, blocks.spacing_mm, radius), blocks.spacing_mm, reach)) - radius
+        closed = inner > 0
+        # Along walls that the closing leaves alone, stay a block inside: the voxels' own HU draw the border there.
+        patch = dilate(closed & ~lung, blocks.spacing_mm, 1.5 * step)
+        inner += np.where(patch, np.float32(PLEURA_MM), np.float32(-step))
+        inner[other] = -100
+        better = inner > depth[box]
+        depth[box][better] = inner[better]
+        side[box][better & (inner > -50)] = label
+    return side, depth
+
+
+def _no_lungs(settings, largest_ml, min_lung_ml):
+    reason = f"largest enclosed air region that could be lung: {largest_ml:.0f} ml, less than {min_lung_ml:g} ml or pure gas"
+    return {
+        "method": METHOD,
+        "status": "no_lungs",
+        "reason": reason,
+        "flags": [],
+        "volume_ml": {"right": 0.0, "left": 0.0},
+        "bounding_box": None,
+        **settings,
+    }
+
+
+def _statistics(mask, volume, spacing_mm, settings):
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    right, left = (float(np.count_nonzero(mask == label)) * voxel_ml for label in (RIGHT, LEFT))
+    box = bounding_box(mask > 0)
+    return {
+        "method": METHOD,
+        "status": "ok",
+        "flags": plausibility_flags(mask, spacing_mm, right, left),
+        "volume_ml": {"right": round(right, 1), "left": round(left, 1)},
+        "bounding_box": [[cut.start, cut.stop] for cut in box],
+        **settings,
+    }
+
+
+def plausibility_flags(mask, spacing_mm, right_ml, left_ml):
+    """What a person should look at, each with the number: lung_volume, asymmetry, touches_border."""
+    flags = []
+    total = right_ml + left_ml
+    if not EXPECTED_ML[0] <= total <= EXPECTED_ML[1]:
+        detail = f"lungs hold {total:.0f} ml; {EXPECTED_ML[0]:.0f} to {EXPECTED_ML[1]:.0f} ml expected"
+        flags.append({"code": "lung_volume", "detail": detail})
+    ratio = min(right_ml, left_ml) / max(right_ml, left_ml)
+    if ratio < EXPECTED_RATIO:
+        detail = f"right {right_ml:.0f} ml, left {left_ml:.0f} ml: ratio {ratio:.2f}, below {EXPECTED_RATIO}"
+        flags.append({"code": "asymmetry", "detail": detail})
+    cut = []
+    ends = (("lower", "upper"), ("front", "back"), ("right", "left"))
+    for axis, names in enumerate(ends):
+        pixel_cm2 = float(np.prod(spacing_mm)) / spacing_mm[axis] / 100
+        for name, end in zip(names, (0, -1), strict=True):
+            area = np.count_nonzero(np.take(mask, end, axis=axis)) * pixel_cm2
+            if area >= BORDER_CM2:
+                cut.append(f"{area:.0f} cm2 at the {name} end")
+    if cut:
+        flags.append({"code": "touches_border", "detail": "lung reaches the border of the volume: " + ", ".join(cut)})
+    return flags

@@ -1,0 +1,25 @@
+"""The words of a verdict: every code that `index` can give, in a sentence a reader of the report understands."""
+
+REASONS = {
+    "no_dicom": "the folder holds no DICOM file",
+    "no_ct_series": "the folder holds no CT image series",
+    "too_few_slices": "the series has fewer slices than series.min_slices",
+    "missing_slices": "slices are missing, a gap is wider than series.max_gap allows",
+    "truncated_pixels": "a file ends before its pixel data do",
+    "unreadable": "files cannot be parsed or decoded",
+    "unsupported_transfer_syntax": "the pixels are compressed in a way that no installed decoder reads",
+    "inconsistent_geometry": "positions or orientations contradict each other",
+    "no_geometry": "the files do not say where their slices lie",
+    "not_axial": "the slices are not in an orientation that series.orientations lists",
+    "implausible_hu": "the values are not Hounsfield units",
+}
+WARNINGS = {
+    "gantry_tilt": "the gantry was tilted; resampled from the true positions",
+    "irregular_spacing": "the distances between slices differ; resampled from the true positions",
+    "missing_slices": "single slices are missing; interpolated from their neighbours",
+    "duplicate_slices": "exact copies of slices were dropped",
+    "several_series": "the folder holds several CT series; the best was taken",
+    "lossy_compression": "pixels were compressed with loss",
+    "ignored_files": "some files are not DICOM or cannot be read",
+    "padding": "the header declares a padding value; taken as air",
+}

@@ -1,0 +1,16 @@
+"""Write the report: one self-contained page on the whole cohort."""
+
+import _job
+
+_job.start(snakemake)
+
+from lungmill.reporting import write_report
+
+step = snakemake.params.step
+write_report(
+    snakemake.output.page,
+    step["results"],
+    cohort=snakemake.input.cohort,
+    logs=step["logs"],
+    threads=snakemake.threads,
+)

@@ -1,0 +1,26 @@
+"""Resample one patient's series to the output grid: verdict and DICOM folder in, volume and its geometry out."""
+
+import _job
+
+_job.start(snakemake)
+
+from lungmill.files import read_json
+from lungmill.resampling import resample
+from lungmill.series import read_series
+from lungmill.sidecar import describe_volume, write_array
+
+step = snakemake.params.step
+series = read_series(step["dicom"], read_json(snakemake.input.verdict))
+
+
+def make(create):
+    volume, grid = resample(
+        series,
+        spacing_mm=step["spacing"],
+        interpolation=step["interpolation"],
+        out=lambda shape: create(shape, "int16"),
+    )
+    return describe_volume(volume, grid, series, step["interpolation"])
+
+
+write_array(snakemake.output.volume, snakemake.output.geometry, snakemake.wildcards.patient, make)
