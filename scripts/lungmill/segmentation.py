@@ -43,6 +43,7 @@ PIECE_GAP_MM, PIECE_ML = 6.0, 1.0
 STRADDLING_SHARE = 0.15
 # Where the closing acts, the border goes this far beyond it: as far as readers take a nodule into the pleura.
 PLEURA_MM = 1.5
+RECOVERED_MM = 6.0
 # Bronchi this deep inside a lung count as lung.
 DEEP_MM = 4.0
 # Total lung capacity of adults in CT, rounded outwards; scans in expiration are near the lower end.
@@ -315,10 +316,11 @@ def close_lungs(blocks, sides, closing_mm):
         other = (sides[box] != 0) & (sides[box] != label)
         lung = fill_enclosed(sides[box] == label)
         inner = np.sqrt(squared_distance(~dilate(lung, blocks.spacing_mm, radius), blocks.spacing_mm, reach)) - radius
-        closed = inner > 0
         # Along walls that the closing leaves alone, stay a block inside: the voxels' own HU draw the border there.
-        patch = dilate(closed & ~lung, blocks.spacing_mm, 1.5 * step)
-        inner += np.where(patch, np.float32(PLEURA_MM), np.float32(-step))
+        shallow = dilate((inner > 0) & ~lung, blocks.spacing_mm, 1.5 * step)
+        recovered = dilate((inner > step) & ~lung, blocks.spacing_mm, RECOVERED_MM)
+        inner[~shallow] -= np.float32(step)
+        inner[recovered & shallow] += np.float32(PLEURA_MM)
         inner[other] = -100
         better = inner > depth[box]
         depth[box][better] = inner[better]

@@ -155,8 +155,8 @@ def _header(file, dataset, stream):
         manufacturer=_text(dataset, "Manufacturer"),
         image_type=tuple(str(value).upper() for value in _values(dataset, "ImageType")),
         transfer_syntax=str(syntax),
-        acquisition=_integer(dataset, "AcquisitionNumber"),
-        instance=_integer(dataset, "InstanceNumber"),
+        acquisition=_unless_broken(_integer, dataset, "AcquisitionNumber"),
+        instance=_unless_broken(_integer, dataset, "InstanceNumber"),
         frames=_integer(dataset, "NumberOfFrames") or 1,
         rows=_integer(dataset, "Rows"),
         columns=_integer(dataset, "Columns"),
@@ -165,9 +165,9 @@ def _header(file, dataset, stream):
         position=_numbers(dataset, "ImagePositionPatient", 3),
         orientation=_numbers(dataset, "ImageOrientationPatient", 6),
         pixel_spacing=_numbers(dataset, "PixelSpacing", 2),
-        thickness=_number(dataset, "SliceThickness"),
-        kvp=_number(dataset, "KVP"),
-        tilt=_number(dataset, "GantryDetectorTilt"),
+        thickness=_unless_broken(_number, dataset, "SliceThickness"),
+        kvp=_unless_broken(_number, dataset, "KVP"),
+        tilt=_unless_broken(_number, dataset, "GantryDetectorTilt"),
         patient_position=_text(dataset, "PatientPosition"),
         bits_allocated=_integer(dataset, "BitsAllocated"),
         bits_stored=_integer(dataset, "BitsStored"),
@@ -209,6 +209,14 @@ def _number(dataset, keyword, absent=None):
 def _integer(dataset, keyword):
     number = _number(dataset, keyword)
     return None if number is None else int(number)
+
+
+def _unless_broken(read, dataset, keyword):
+    """The value of an attribute that nothing depends on, None where it does not parse."""
+    try:
+        return read(dataset, keyword)
+    except (ValueError, TypeError):
+        return None
 
 
 def _numbers(dataset, keyword, count):
