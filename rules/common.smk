@@ -60,15 +60,19 @@ def accepted():
 def of_accepted(*patterns):
     """An input function: the files of all accepted patients after each pattern."""
     return lambda wildcards: [
-        f"{RESULTS}/{pattern.format(patient=patient)}"
-        for patient in accepted()
-        for pattern in patterns
+        f"{RESULTS}/{pattern.format(patient=patient)}" for patient in accepted() for pattern in patterns
     ]
 
 
 def pack_settings(store):
     """Parameters of the rule that writes one format."""
     return {"format": store, "level": config["pack"]["level"], "chunk": config["pack"]["chunk"], "code": code("pack")}
+
+
+def product_file(name):
+    """The file that shows that a product is there: a Zarr group is when its zarr.json is."""
+    path = Path(PRODUCTS[name].format("{patient}"))
+    return str(path / "zarr.json" if name == "zarr" else path)
 
 
 def dataset_rows():
@@ -81,6 +85,5 @@ def dataset_rows():
 
 FORMATS = [name for name in ("zarr", "bcolz", "hdf5", "npz") if name in config["pack"]["formats"]]
 MADE = ["volume", "mask", *FORMATS, "patches"]
-# A Zarr group is there when its zarr.json is.
-PRODUCT_FILES = [PRODUCTS[name].format("{patient}") + ("/zarr.json" if name == "zarr" else "") for name in MADE]
-COHORT_GROUP = f"{RESULTS}/cohort.zarr/zarr.json" if "zarr" in FORMATS else []
+PRODUCT_FILES = [product_file(name) for name in MADE]
+COHORT_GROUP = "<results>/cohort.zarr/zarr.json" if "zarr" in FORMATS else []

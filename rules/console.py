@@ -36,7 +36,7 @@ TOLD_HERE = {
 
 
 class Console(logging.Handler):
-    """Follows Snakemake's log events in the main process; `--quiet none` leaves Snakemake's own output alone."""
+    """Follows Snakemake's log events in the main process; `--quiet host` leaves Snakemake's own output alone."""
 
     @classmethod
     def install(cls, workflow):
@@ -145,15 +145,15 @@ def hold_run_lock():
     profile sets `nolock`.
     """
     LOCKS.mkdir(exist_ok=True)
-    run, jobs = (Path(LOCKS, name).open("a") for name in ("lungmill-run.lock", "lungmill-jobs.lock"))
+    run = Path(LOCKS, "lungmill-run.lock").open("a")  # noqa: SIM115 (held until the process ends)
     try:
         fcntl.flock(run, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise SystemExit(f"lungmill: another run is at work in {os.getcwd()}: wait for it or stop it") from None  # noqa: PTH109
-    try:
-        fcntl.flock(jobs, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print("waiting for jobs of an interrupted run to finish", file=sys.stderr, flush=True)
-        fcntl.flock(jobs, fcntl.LOCK_EX)
-    jobs.close()
     _held.append(run)
+    with Path(LOCKS, "lungmill-jobs.lock").open("a") as jobs:
+        try:
+            fcntl.flock(jobs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for jobs of an interrupted run to finish", file=sys.stderr, flush=True)
+            fcntl.flock(jobs, fcntl.LOCK_EX)

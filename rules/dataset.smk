@@ -5,15 +5,15 @@ rule cohort:
         products=of_accepted(*PRODUCT_FILES, "volumes/{patient}.json", "masks/{patient}.json"),
     output:
         table="<results>/cohort.tsv",
+    log:
+        "<logs>/cohort/cohort.log",
+    conda:
+        "../envs/tables.yaml"
     params:
         step={
             "names": {patient: PATIENTS[patient].name for patient in PATIENTS},
             "code": code("cohort"),
         },
-    log:
-        "<logs>/cohort/cohort.log",
-    conda:
-        "../envs/tables.yaml"
     script:
         "../scripts/cohort.py"
 
@@ -24,6 +24,10 @@ rule dataset:
         products=of_accepted(*PRODUCT_FILES),
     output:
         table="<results>/dataset.tsv",
+    log:
+        "<logs>/dataset/cohort.log",
+    conda:
+        "../envs/tables.yaml"
     params:
         step=lambda wildcards: {
             "patients": dataset_rows(),
@@ -32,9 +36,5 @@ rule dataset:
             "seed": config["seed"],
             "code": code("dataset"),
         },
-    log:
-        "<logs>/dataset/cohort.log",
-    conda:
-        "../envs/tables.yaml"
     script:
         "../scripts/dataset.py"

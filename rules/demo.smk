@@ -2,14 +2,14 @@
 rule demo:
     output:
         dicom=directory("<results>/demo/dicom/{patient}"),
-    params:
-        step={"seed": config["seed"], "code": code("demo")},
     log:
         "<logs>/demo/{patient}.log",
     benchmark:
         "<logs>/demo/{patient}.tsv"
     conda:
         "../envs/dicom.yaml"
+    params:
+        step={"seed": config["seed"], "code": code("demo")},
     script:
         "../scripts/demo.py"
 
@@ -17,11 +17,11 @@ rule demo:
 rule demo_annotations:
     output:
         annotations="<results>/demo/annotations.csv",
-    params:
-        step={"seed": config["seed"], "code": code("demo_annotations")},
     log:
         "<logs>/demo_annotations/cohort.log",
     conda:
         "../envs/dicom.yaml"
+    params:
+        step={"seed": config["seed"], "code": code("demo_annotations")},
     script:
         "../scripts/demo_annotations.py"

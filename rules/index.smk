@@ -4,6 +4,12 @@ rule index:
         demo_input,
     output:
         verdict="<results>/index/{patient}.json",
+    log:
+        "<logs>/index/{patient}.log",
+    benchmark:
+        "<logs>/index/{patient}.tsv"
+    conda:
+        "../envs/dicom.yaml"
     params:
         step=lambda wildcards: {
             **dicom_state(wildcards),
@@ -12,12 +18,6 @@ rule index:
             "series_uid": PATIENTS[wildcards.patient].series_uid,
             "code": code("index"),
         },
-    log:
-        "<logs>/index/{patient}.log",
-    benchmark:
-        "<logs>/index/{patient}.tsv"
-    conda:
-        "../envs/dicom.yaml"
     script:
         "../scripts/index.py"
 
@@ -27,14 +27,14 @@ checkpoint verdicts:
         verdicts=expand(f"{RESULTS}/index/{{patient}}.json", patient=PATIENTS),
     output:
         table="<results>/index/verdicts.tsv",
+    log:
+        "<logs>/verdicts/cohort.log",
+    conda:
+        "../envs/tables.yaml"
     params:
         step={
             "names": {patient: PATIENTS[patient].name for patient in PATIENTS},
             "code": code("verdicts"),
         },
-    log:
-        "<logs>/verdicts/cohort.log",
-    conda:
-        "../envs/tables.yaml"
     script:
         "../scripts/verdicts.py"

@@ -9,6 +9,12 @@ rule patches:
         annotations=ancient(ANNOTATIONS) if ANNOTATIONS else [],
     output:
         patches="<results>/patches/{patient}.h5",
+    log:
+        "<logs>/patches/{patient}.log",
+    benchmark:
+        "<logs>/patches/{patient}.tsv"
+    conda:
+        "../envs/arrays.yaml"
     params:
         step=lambda wildcards: {
             **config["patches"],
@@ -16,11 +22,5 @@ rule patches:
             "seed": config["seed"],
             "code": code("patches"),
         },
-    log:
-        "<logs>/patches/{patient}.log",
-    benchmark:
-        "<logs>/patches/{patient}.tsv"
-    conda:
-        "../envs/arrays.yaml"
     script:
         "../scripts/patches.py"

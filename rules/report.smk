@@ -8,13 +8,13 @@ rule report:
         masks=of_accepted("masks/{patient}.npy", "masks/{patient}.json"),
     output:
         page="<results>/report/index.html",
-    params:
-        step={"results": RESULTS, "logs": LOGS, "code": code("report")},
     log:
         "<logs>/report/cohort.log",
     benchmark:
         "<logs>/report/cohort.tsv"
     conda:
         "../envs/tables.yaml"
+    params:
+        step={"results": RESULTS, "logs": LOGS, "code": code("report")},
     script:
         "../scripts/report.py"

@@ -6,17 +6,17 @@ rule resample:
     output:
         volume="<results>/volumes/{patient}.npy",
         geometry="<results>/volumes/{patient}.json",
-    params:
-        step=lambda wildcards: {
-            **dicom_state(wildcards),
-            **config["resample"],
-            "code": code("resample"),
-        },
     log:
         "<logs>/resample/{patient}.log",
     benchmark:
         "<logs>/resample/{patient}.tsv"
     conda:
         "../envs/dicom.yaml"
+    params:
+        step=lambda wildcards: {
+            **dicom_state(wildcards),
+            **config["resample"],
+            "code": code("resample"),
+        },
     script:
         "../scripts/resample.py"

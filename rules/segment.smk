@@ -6,13 +6,13 @@ rule segment:
     output:
         mask="<results>/masks/{patient}.npy",
         labels="<results>/masks/{patient}.json",
-    params:
-        step={"segment": config["segment"], "code": code("segment")},
     log:
         "<logs>/segment/{patient}.log",
     benchmark:
         "<logs>/segment/{patient}.tsv"
     conda:
         "../envs/arrays.yaml"
+    params:
+        step={"segment": config["segment"], "code": code("segment")},
     script:
         "../scripts/segment.py"

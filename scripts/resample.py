@@ -7,7 +7,8 @@ _job.start(snakemake)
 from lungmill.files import read_json
 from lungmill.resampling import resample
 from lungmill.series import read_series
-from lungmill.sidecar import describe_volume, write_array
+from lungmill.sidecar import write_array
+from lungmill.volume import describe_volume
 
 step = snakemake.params.step
 series = read_series(step["dicom"], read_json(snakemake.input.verdict))

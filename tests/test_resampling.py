@@ -7,8 +7,9 @@ from dicom_files import AXIAL, plane_points, stack
 from scipy.ndimage import map_coordinates
 
 from lungmill.dicom.geometry import slice_geometry
-from lungmill.resampling import aligned_axes, hounsfield_histogram, output_grid, resample
+from lungmill.resampling import aligned_axes, output_grid, resample
 from lungmill.series import read_series
+from lungmill.volume import hounsfield_histogram
 
 SHAPE = (36, 44)
 SPHERES = [((-6.3, 4.2, 8.9), 7.0, 400.0), ((9.1, -8.4, -7.7), 6.0, -300.0), ((2.0, 7.5, -12.0), 5.0, 800.0)]

@@ -10,7 +10,8 @@ from lungmill.version import __version__
 _HOMES = {
     "series": ["Series", "read_series"],
     "indexing": ["index"],
-    "resampling": ["hounsfield_histogram", "resample"],
+    "resampling": ["output_grid", "resample"],
+    "volume": ["hounsfield_histogram"],
     "segmentation": ["segment_lungs"],
     "packing": ["pack"],
     "patches": ["body_mask", "crop_center", "cut_patches"],

@@ -18,6 +18,7 @@ from lungmill.regions import (
 LUMEN_AREA_MM2 = (30.0, 900.0)
 LUMEN_WIDTH_MM = (5.0, 45.0)
 TUBE_LENGTH_MM = 20.0
+LUMEN_HU = -750
 OFF_MIDLINE_MM = 60.0
 # From the lower end of the clear tube to the ends of the main bronchi.
 BOX_BELOW_MM, BOX_IN_PLANE_MM = 120.0, 75.0
@@ -28,13 +29,13 @@ MAIN_BRONCHUS_RADIUS_MM = 3.0
 WALL_MM = 3.0
 
 
-def find_trachea(coarse, air, spacing_mm, midline_x, lung_z):
+def find_trachea(hu, air, spacing_mm, midline_x, lung_z):
     """Mark the clear part of the trachea on the coarse grid; None when there is none.
 
-    coarse, air   HU of the blocks and the boolean of enclosed air among them
+    hu, air       HU of the blocks, and which of them are enclosed air
     midline_x     index of the body's midline
     lung_z        index of the middle of the enclosed air: the tube must reach above it
-    The tube is the tallest stack of small, compact cross-sections, darker than lung, each an island in its axial plane.
+    The tube is the tallest stack of small, compact, dark cross-sections, each an island in its axial plane.
     """
     from scipy import ndimage
 
@@ -61,7 +62,9 @@ def find_trachea(coarse, air, spacing_mm, midline_x, lung_z):
         area = sizes[tube] * spacing_mm[0] * spacing_mm[1] * spacing_mm[2] / length
         if length < tallest or box[0].stop <= lung_z or area < LUMEN_AREA_MM2[0]:
             continue
-        best, tallest = tube, length
+        lumen = hu[:, :, left:right][box][tubes[box] == tube]
+        if np.percentile(lumen, 20) < LUMEN_HU:
+            best, tallest = tube, length
     if best is None:
         return None
     trachea = np.zeros(air.shape, bool)
@@ -97,13 +100,13 @@ def grow_airway(hu, seeds, spacing_mm, threshold_hu):
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     lumen = int(np.percentile(hu[seeds], 20))
     seeds = seeds & (hu < lumen + 30)
-    grown, volume = None, 0.0
+    grown, volume = seeds, AIRWAY_ML
     for level in range(lumen + 30, threshold_hu - 100, 20):
         labels, counts = components(hu < level)
         hit = np.unique(labels[seeds])
         hit = hit[hit > 0]
         size = float(counts[hit].sum()) * voxel_ml
-        if grown is not None and (size > volume + LEAK_ML or size > AIRWAY_ML):
+        if size > min(volume + LEAK_ML, AIRWAY_ML):
             break
         keep = np.zeros(len(counts), bool)
         keep[hit] = True

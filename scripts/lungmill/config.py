@@ -6,6 +6,15 @@ import difflib
 from lungmill.dataset import check_fractions
 from lungmill.errors import ConfigError
 
+KINDS = {
+    "number": "a number",
+    "integer": "a whole number",
+    "string": "text",
+    "array": "a list",
+    "object": "a section with keys",
+    "null": "empty",
+}
+
 
 def checked_config(config: dict, schema: dict) -> dict:
     """Return `config` with the schema's defaults where keys are absent.
@@ -72,7 +81,7 @@ def _wrong(error):
     rule = error.validator_value
     if error.validator == "type":
         kinds = rule if isinstance(rule, list) else [rule]
-        return "not " + " or ".join(_kind(kind) for kind in kinds)
+        return "not " + " or ".join(KINDS[kind] for kind in kinds)
     if error.validator == "enum":
         return "not one of " + ", ".join(str(value) for value in rule)
     if error.validator in ("oneOf", "anyOf"):
@@ -85,11 +94,6 @@ def _wrong(error):
         "maxItems": "longer than",
     }
     return f"{limits.get(error.validator, error.validator)} {rule}"
-
-
-def _kind(kind):
-    words = {"number": "a number", "integer": "a whole number", "string": "text", "array": "a list"}
-    return words.get(kind, {"object": "a section with keys", "null": "empty", "boolean": "true or false"}.get(kind, kind))
 
 
 def _nearest(unknown, where, known, schema):

@@ -25,8 +25,8 @@ def replacing(path):
     try:
         yield temporary
         if temporary.is_dir():
-            remove(path)  # os.replace refuses a folder that is not empty
-        os.replace(temporary, path)
+            remove(path)  # renaming refuses a folder that is not empty
+        temporary.replace(path)
     finally:
         remove(temporary)
 

@@ -7,6 +7,9 @@ smaller than a 1 mm volume; `project_labels` then draws the border on the volume
 import numpy as np
 from numba import njit
 
+# Where the closing recovers something, the border goes this far beyond it, and this far around it.
+PLEURA_MM, RECOVERED_MM = 1.5, 6.0
+
 
 def block_factors(spacing_mm, coarse_mm):
     """Return how many voxels per axis make a block nearest to `coarse_mm` (at least 1)."""
@@ -123,6 +126,51 @@ def fill_enclosed(mask):
         for end in (0, -1):
             open_label[np.take(labels, end, axis=axis).ravel()] = True
     return ~open_label[labels] | filled
+
+
+def close_lungs(sides, spacing_mm, closing_mm):
+    """Fill and close each lung by itself, so that nothing bridges from one to the other.
+
+    sides is uint8 [z, y, x], 0, 1 or 2. Returns (uint8 side, float32 depth): voxels with depth above 0, interpolated, belong to the lung. Depth is the
+    distance in mm into the closed lung.
+    """
+    side = np.zeros(sides.shape, np.uint8)
+    depth = np.full(sides.shape, np.float32(-100))
+    step = min(spacing_mm[1:])
+    # A whole number of blocks and a half: walls that are flat stay where they are.
+    radius = (max(0, round(closing_mm / step - 0.5)) + 0.5) * step
+    reach = radius + 3 * step
+    pad = tuple(int(np.ceil(2 * reach / mm)) for mm in spacing_mm)
+    for label in (1, 2):
+        box = bounding_box(sides == label, pad)
+        if box is None:
+            continue
+        other = (sides[box] != 0) & (sides[box] != label)
+        lung = fill_enclosed(sides[box] == label)
+        inner = _depth_in_closing(lung, box, sides.shape, pad, radius, reach, spacing_mm)
+        # Along walls that the closing leaves alone, stay a block inside: the voxels' own HU draw the border there.
+        shallow = dilate((inner > 0) & ~lung, spacing_mm, 1.5 * step)
+        recovered = dilate((inner > step) & ~lung, spacing_mm, RECOVERED_MM)
+        # Where it recovers something, go on into the pleura, as far as readers do.
+        inner[~shallow] -= np.float32(step)
+        inner[recovered & shallow] += np.float32(PLEURA_MM)
+        inner[other] = -100
+        better = inner > depth[box]
+        depth[box][better] = inner[better]
+        side[box][better & (inner > -50)] = label
+    return side, depth
+
+
+def _depth_in_closing(lung, box, shape, pad, radius, reach, spacing_mm):
+    """Distance in mm into the closed lung; at the ends of the volume both lung and wall go on as they are there."""
+    beyond = [
+        (max(0, margin - cut.start) if cut.start == 0 else 0, margin if cut.stop == size else 0)
+        for cut, size, margin in zip(box, shape, pad, strict=True)
+    ]
+    extended = np.pad(lung, beyond, mode="edge")
+    outside = ~dilate(extended, spacing_mm, radius)
+    inside = tuple(slice(low, low + size) for (low, _), size in zip(beyond, lung.shape, strict=True))
+    return np.sqrt(squared_distance(outside, spacing_mm, reach)[inside]) - np.float32(radius)
 
 
 def bounding_box(mask, pad=(0, 0, 0)):

@@ -181,17 +181,3 @@ def _prefilter(block, positions):
     solve_columns(
         block.reshape(slices, -1), along_slices.lower, along_slices.upper, along_slices.inverse_diagonal
     )
-
-
-def hounsfield_histogram(volume, width_hu: int = 32) -> dict:
-    """Count the voxels of an int16 volume in bins of `width_hu` from -1024 HU to 3071 HU; the last bin takes the rest.
-
-    Returns {"start_hu", "width_hu", "counts"}.
-    """
-    bins = (3072 - AIR_HU) // width_hu
-    counts = np.zeros(bins, dtype=np.int64)
-    for plane in volume:
-        # One plane at a time: bincount makes int64 copies of what it is given.
-        index = (plane.ravel().astype(np.int32) - AIR_HU) // width_hu
-        counts += np.bincount(np.clip(index, 0, bins - 1), minlength=bins)
-    return {"start_hu": AIR_HU, "width_hu": width_hu, "counts": counts.tolist()}

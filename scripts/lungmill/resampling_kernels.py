@@ -94,7 +94,7 @@ def oblique_linear(samples, positions, drift, start, steps, volume):
     drift: float64 (slices, 2), each slice's origin in (row, column) samples. start, steps: (3,) and (3, 3), the
     (normal mm, row sample, column sample) coordinates of voxel 0 and their change per voxel of each output axis.
     """
-    slices, rows, columns = samples.shape
+    _, rows, columns = samples.shape
     k = 0
     for z in range(volume.shape[0]):
         for y in range(volume.shape[1]):

@@ -5,24 +5,26 @@ The steps, each a function below or in `regions` and `airway`, in the order in w
 air, air outside the body, trachea and main bronchi, lung components, right and left, enclosed structures and closing.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from lungmill.airway import blocks_of, find_trachea, segment_airway
+from lungmill.body import (
+    Blocks,
+    body_midline,
+    enclosed_air,
+    find_body,
+    find_padding,
+    in_plane_neighbours,
+    middle_z,
+)
 from lungmill.errors import LungmillError
 from lungmill.regions import (
-    block_factors,
-    block_mean,
     bounding_box,
+    close_lungs,
     components,
     dilate,
-    enclosing_sides,
     erode,
     expand_blocks,
-    fill_enclosed,
-    largest_component,
-    opened,
     project_labels,
     squared_distance,
 )
@@ -30,43 +32,23 @@ from lungmill.regions import (
 METHOD = "threshold3d"
 RIGHT, LEFT = 1, 2
 
-BLOCK_MM = 2.0
-PADDING_HU = -1024
-# Room air is -1000 HU. Lung, emphysema included, has a higher median than a pocket of pure gas.
-ROOM_AIR_HU = -950
+# Lung, emphysema included, has a higher median than a pocket of pure gas.
 GAS_HU = -965
-# A ball of this radius fits into chest wall and arms, not into a table, a blanket or a cable.
-BODY_RADIUS_MM = 4.0
 # Pieces of lung cut off by a fissure or a scar, this near to a lung and at least this large, belong to it.
 PIECE_GAP_MM, PIECE_ML = 6.0, 1.0
 # One component is both lungs where at least this share of it lies beyond the midline.
 STRADDLING_SHARE = 0.15
-# Where the closing acts, the border goes this far beyond it: as far as readers take a nodule into the pleura.
-PLEURA_MM = 1.5
-RECOVERED_MM = 6.0
+# Contacts of the lungs are at most twice this wide.
+CUT_REACH_MM = 20.0
 # Bronchi this deep inside a lung count as lung.
-DEEP_MM = 4.0
+DEEP_MM = 6.0
 # Total lung capacity of adults in CT, rounded outwards; scans in expiration are near the lower end.
 EXPECTED_ML = (1000.0, 10000.0)
 EXPECTED_RATIO = 0.5
 BORDER_CM2 = 2.0
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """The volume in blocks of about 2 mm: mean HU, edges in voxels and in mm."""
-
-    hu: np.ndarray
-    factors: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-
-    @property
-    def voxel_ml(self):
-        """Volume of one block."""
-        return float(np.prod(self.spacing_mm)) / 1000
-
-
-def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=5.0, min_lung_ml=100.0):
+def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_lung_ml=100.0):
     """Label the lungs of a chest CT: 0 outside, 1 right lung, 2 left lung.
 
     volume        int16 HU, [z, y, x], z to the head, y to the back, x to the patient's left; may be memory-mapped
@@ -83,52 +65,44 @@ def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=5.0, min_
     The result does not depend on the number of threads. Raises LungmillError where the arguments make no volume.
     """
     volume, spacing_mm = _checked(volume, spacing_mm, threshold_hu)
-    factors = block_factors(spacing_mm, BLOCK_MM)
-    blocks = Blocks(
-        block_mean(volume, *factors),
-        factors,
-        tuple(mm * factor for mm, factor in zip(spacing_mm, factors, strict=True)),
-    )
-    settings = {
-        "threshold_hu": threshold_hu,
-        "closing_mm": closing_mm,
-        "min_lung_ml": min_lung_ml,
-    }
-    mask = np.zeros(volume.shape, np.uint8)
-
-    padding = find_padding(blocks.hu)
+    settings = {"threshold_hu": threshold_hu, "closing_mm": closing_mm, "min_lung_ml": min_lung_ml}
+    blocks = Blocks.of(volume, spacing_mm)
+    padding = find_padding(blocks)
     body = find_body(blocks, threshold_hu)
-    air = (blocks.hu < threshold_hu) & ~padding
-    air &= ~outside_air(blocks, air, padding)
-    air &= enclosing_sides(body) >= 3
+    air = enclosed_air(blocks, (blocks.hu < threshold_hu) & ~padding, padding, body)
     midline = body_midline(body, air)
 
     airway = None
-    trachea = find_trachea(blocks.hu, air, blocks.spacing_mm, midline, _middle_z(air))
+    trachea = find_trachea(blocks.hu, air, blocks.spacing_mm, midline, middle_z(air))
     if trachea is not None:
         airway, coarse_box, box = segment_airway(
-            volume, trachea, factors, blocks.spacing_mm, spacing_mm, threshold_hu
+            volume, trachea, blocks.factors, blocks.spacing_mm, spacing_mm, threshold_hu
         )
         airway_blocks = np.zeros(air.shape, bool)
-        airway_blocks[coarse_box] = blocks_of(airway, factors)
+        airway_blocks[coarse_box] = blocks_of(airway, blocks.factors)
         air &= ~airway_blocks
 
     lungs, largest_ml = lung_components(blocks, air, min_lung_ml)
     if lungs is None:
-        return mask, _no_lungs(settings, largest_ml, min_lung_ml)
+        return np.zeros(volume.shape, np.uint8), _no_lungs(settings, largest_ml, min_lung_ml)
     sides, joined = split_sides(blocks, lungs, midline)
 
     other_air = (blocks.hu < threshold_hu) & (sides == 0)
     air_side = nearest_side(sides, blocks.spacing_mm)
-    air_side[other_air] = 0
-    solid_side, depth = close_lungs(blocks, sides, closing_mm)
+    air_side[other_air & ~padding] = 0
+    solid_side, depth = close_lungs(sides, blocks.spacing_mm, closing_mm)
     solid_side[padding] = 0
-    project_labels(volume, threshold_hu, air_side, solid_side, depth, factors, mask)
+    mask = np.empty(volume.shape, np.uint8)
+    project_labels(volume, threshold_hu, air_side, solid_side, depth, blocks.factors, mask)
     if airway is not None:
-        deep = expand_blocks(depth[coarse_box] > DEEP_MM, factors, airway.shape)
+        deep = expand_blocks(depth[coarse_box] > DEEP_MM, blocks.factors, airway.shape)
         mask[box][airway & ~deep] = 0
-    statistics = _statistics(mask, volume, spacing_mm, settings)
+    statistics = _statistics(mask, spacing_mm, settings)
     statistics["joined"] = joined
+    cut_cm2 = field_cut_cm2(blocks, sides, padding)
+    if cut_cm2 >= BORDER_CM2:
+        detail = f"the field of view cuts the lung over {cut_cm2:.0f} cm2"
+        statistics["flags"].append({"code": "cut_by_field_of_view", "detail": detail})
     if trachea is None:
         statistics["flags"].append({"code": "no_trachea", "detail": "no trachea found: it may be part of the mask"})
     return mask, statistics
@@ -142,63 +116,10 @@ def _checked(volume, spacing_mm, threshold_hu):
     if len(spacing_mm) != 3 or not all(0 < mm < np.inf for mm in spacing_mm):
         raise LungmillError(f"segment_lungs: spacing_mm must be three positive mm (z, y, x), not {spacing_mm}")
     if not -900 <= threshold_hu <= -100:
-        raise LungmillError(f"segment_lungs: threshold_hu = {threshold_hu} does not part lung from tissue (-900 to -100)")
+        raise LungmillError(
+            f"segment_lungs: threshold_hu = {threshold_hu} does not part lung from tissue (-900 to -100)"
+        )
     return volume, spacing_mm
-
-
-def find_padding(hu):
-    """Blocks outside the scanner's field of view: exactly padding, and joined to an in-plane border."""
-    labels, counts = components(hu <= PADDING_HU)
-    return _touching_border(labels, len(counts))[labels]
-
-
-def _touching_border(labels, count):
-    touching = np.zeros(count, bool)
-    for plane in (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]):
-        touching[plane.ravel()] = True
-    touching[0] = False
-    return touching
-
-
-def find_body(blocks, threshold_hu):
-    """The patient without table and blankets: the largest thing that stays when thin sheets are taken away."""
-    return largest_component(opened(blocks.hu >= threshold_hu, blocks.spacing_mm, BODY_RADIUS_MM))
-
-
-def outside_air(blocks, air, padding):
-    """Air around the body: joined to the border or to the padding, and as dark as room air.
-
-    Padding counts as a wall. A lung cut by the field of view then stays apart from the room, touches the border as the
-    room does, and differs from it by its HU.
-    """
-    labels, counts = components(air)
-    touching = _touching_border(labels, len(counts))
-    for axis in (1, 2):
-        low = (slice(None),) * axis + (slice(None, -1),)
-        high = (slice(None),) * axis + (slice(1, None),)
-        touching[labels[low][padding[high]]] = True
-        touching[labels[high][padding[low]]] = True
-    touching[0] = False
-    mean = np.bincount(labels.ravel(), weights=blocks.hu.ravel()) / np.maximum(counts, 1)
-    return (touching & (mean < ROOM_AIR_HU))[labels]
-
-
-def body_midline(body, air):
-    """The x index halfway between the body's sides, the median over the slices with air inside; else the middle."""
-    slices = np.flatnonzero(air.any(axis=(1, 2)) & body.any(axis=(1, 2)))
-    if not len(slices):
-        return 0.5 * (body.shape[2] - 1)
-    columns = body[slices].any(axis=1)
-    right = columns.argmax(axis=1)
-    left = columns.shape[1] - 1 - columns[:, ::-1].argmax(axis=1)
-    return float(np.median(0.5 * (right + left)))
-
-
-def _middle_z(air):
-    per_slice = air.sum(axis=(1, 2), dtype=np.int64)
-    if not per_slice.any():
-        return 0
-    return int(np.searchsorted(np.cumsum(per_slice), per_slice.sum() / 2))
 
 
 def lung_components(blocks, air, min_lung_ml):
@@ -210,7 +131,7 @@ def lung_components(blocks, air, min_lung_ml):
 
     labels, counts = components(air)
     counts[0] = 0
-    size_ml = counts * blocks.voxel_ml
+    size_ml = counts * blocks.ml
     boxes = ndimage.find_objects(labels.view(np.int32))
 
     def hu_of(label):
@@ -263,8 +184,7 @@ def cut_in_two(part, blocks, midline):
     from scipy import ndimage
     from skimage.segmentation import watershed
 
-    step = min(blocks.spacing_mm[1:])
-    for radius in step * np.arange(1, 9):
+    for radius in np.arange(min(blocks.spacing_mm[1:]), CUT_REACH_MM, min(blocks.spacing_mm[1:])):
         labels, counts = components(erode(part, blocks.spacing_mm, radius))
         if len(counts) < 3:
             continue
@@ -277,12 +197,8 @@ def cut_in_two(part, blocks, midline):
             markers = np.zeros(part.shape, np.int32)
             markers[labels == right] = RIGHT
             markers[labels == left] = LEFT
-            return watershed(_depth(part, blocks), markers, mask=part)
+            return watershed(-squared_distance(~part, blocks.spacing_mm, CUT_REACH_MM), markers, mask=part)
     return None
-
-
-def _depth(part, blocks):
-    return -squared_distance(~part, blocks.spacing_mm, 20.0)
 
 
 def nearest_side(sides, spacing_mm):
@@ -296,40 +212,10 @@ def nearest_side(sides, spacing_mm):
     )
 
 
-def close_lungs(blocks, sides, closing_mm):
-    """Fill and close each lung by itself, so that nothing bridges from one to the other.
-
-    Returns (uint8 side, float32 depth): voxels with depth above 0, interpolated, belong to the lung. Depth is the
-    distance in mm into the closed lung.
-    """
-    side = np.zeros(sides.shape, np.uint8)
-    depth = np.full(sides.shape, np.float32(-100))
-    step = min(blocks.spacing_mm[1:])
-    # A whole number of blocks and a half: walls that are flat stay where they are.
-    radius = (int(closing_mm / step) + 0.5) * step if closing_mm > 0 else 0.5 * step
-    reach = radius + 2 * step
-    pad = tuple(int(np.ceil(2 * reach / mm)) for mm in blocks.spacing_mm)
-    for label in (RIGHT, LEFT):
-        box = bounding_box(sides == label, pad)
-        if box is None:
-            continue
-        other = (sides[box] != 0) & (sides[box] != label)
-        lung = fill_enclosed(sides[box] == label)
-        inner = np.sqrt(squared_distance(~dilate(lung, blocks.spacing_mm, radius), blocks.spacing_mm, reach)) - radius
-        # Along walls that the closing leaves alone, stay a block inside: the voxels' own HU draw the border there.
-        shallow = dilate((inner > 0) & ~lung, blocks.spacing_mm, 1.5 * step)
-        recovered = dilate((inner > step) & ~lung, blocks.spacing_mm, RECOVERED_MM)
-        inner[~shallow] -= np.float32(step)
-        inner[recovered & shallow] += np.float32(PLEURA_MM)
-        inner[other] = -100
-        better = inner > depth[box]
-        depth[box][better] = inner[better]
-        side[box][better & (inner > -50)] = label
-    return side, depth
-
-
 def _no_lungs(settings, largest_ml, min_lung_ml):
-    reason = f"largest enclosed air region that could be lung: {largest_ml:.0f} ml, less than {min_lung_ml:g} ml or pure gas"
+    reason = (
+        f"largest enclosed air region that could be lung: {largest_ml:.0f} ml, less than {min_lung_ml:g} ml or pure gas"
+    )
     return {
         "method": METHOD,
         "status": "no_lungs",
@@ -341,18 +227,24 @@ def _no_lungs(settings, largest_ml, min_lung_ml):
     }
 
 
-def _statistics(mask, volume, spacing_mm, settings):
+def _statistics(mask, spacing_mm, settings):
     voxel_ml = float(np.prod(spacing_mm)) / 1000
-    right, left = (float(np.count_nonzero(mask == label)) * voxel_ml for label in (RIGHT, LEFT))
-    box = bounding_box(mask > 0)
+    # Plane by plane: a comparison of the whole mask would cost as much memory as the mask.
+    right, left = (float(sum(np.count_nonzero(plane == label) for plane in mask)) * voxel_ml for label in (RIGHT, LEFT))
     return {
         "method": METHOD,
         "status": "ok",
         "flags": plausibility_flags(mask, spacing_mm, right, left),
         "volume_ml": {"right": round(right, 1), "left": round(left, 1)},
-        "bounding_box": [[cut.start, cut.stop] for cut in box],
+        "bounding_box": [[cut.start, cut.stop] for cut in bounding_box(mask)],
         **settings,
     }
+
+
+def field_cut_cm2(blocks, sides, padding):
+    """Area over which the lungs meet the end of the field of view."""
+    faces = sum(np.count_nonzero((here > 0) & beside) for here, beside in in_plane_neighbours(sides, padding))
+    return faces * blocks.spacing_mm[0] * min(blocks.spacing_mm[1:]) / 100
 
 
 def plausibility_flags(mask, spacing_mm, right_ml, left_ml):

@@ -24,29 +24,3 @@ def write_array(npy, sidecar, patient: str, make):
             lambda shape, dtype: np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=tuple(shape))
         )
     write_json(sidecar, {"lungmill": __version__, "patient": patient, **described})
-
-
-def describe_volume(volume, grid: Grid, series, interpolation: str) -> dict:
-    """The JSON of a resampled volume: its grid, where it came from, and a histogram of its HU.
-
-    `source` is in the scan's own axes: slice, row, column. Only technical attributes of the scan are repeated.
-    """
-    from lungmill.resampling import hounsfield_histogram
-
-    geometry, verdict = series.geometry, series.verdict
-    stored = verdict["geometry"]
-    return {
-        **grid.as_dict(),
-        "interpolation": interpolation,
-        "series": verdict["series"]["uid"],
-        "source": {
-            "spacing_mm": [stored["step_mm"], *stored["pixel_spacing"]],
-            "shape": stored["shape"],
-            "orientation": stored["orientation"],
-            "directions": stored["directions"],
-            "tilt_degrees": stored["tilt_degrees"],
-            "slice_positions_mm": np.round(geometry.positions_mm, 6).tolist(),
-            **{key: value for key, value in verdict["series"].items() if key not in ("uid", "megabytes")},
-        },
-        "hu_histogram": hounsfield_histogram(volume),
-    }

@@ -132,9 +132,7 @@ def _check(candidate, settings):
     )
     headers[:] = [headers[k] for k in order]
     if len(headers) < settings["min_slices"]:
-        raise DicomError(
-            "too_few_slices", f"{len(headers)} slices (series.min_slices is {settings['min_slices']})"
-        )
+        raise DicomError("too_few_slices", f"{len(headers)} slices (series.min_slices is {settings['min_slices']})")
     candidate.warnings += check_steps(candidate.geometry, settings["max_gap"])
     if candidate.geometry.orientation not in settings["orientations"]:
         raise DicomError(

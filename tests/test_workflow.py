@@ -1,0 +1,191 @@
+"""The workflow as a user meets it: what is computed, what is computed again, and what is not."""
+
+import shutil
+
+import bcolz
+import h5py
+import numpy as np
+import pytest
+import zarr
+from dicom_files import chest_like, stack, write_series
+from workspace import Workspace
+
+from lungmill.files import read_json, read_tsv
+
+EVERY_FORMAT = "{formats: [zarr, bcolz, hdf5, npz]}"
+PER_PATIENT = {"index", "resample", "segment", "pack_zarr", "patches"}
+TABLES = {"verdicts", "cohort", "dataset", "report"}
+
+
+def add_patient(folder, count=14, seed=0, **attributes):
+    noise = np.random.default_rng(seed)
+    write_series(
+        folder,
+        lambda points: chest_like(points) + noise.normal(0, 10, points.shape[:-1]),
+        stack((-24, -24, seed), (0, 0, 2), count),
+        **attributes,
+    )
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Two good patients and one with too few slices."""
+    folder = tmp_path_factory.mktemp("dicom")
+    add_patient(folder / "anna", seed=1)
+    add_patient(folder / "bert", seed=2)
+    add_patient(folder / "carl", count=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory, cohort):
+    """A workspace in which the cohort has been run once."""
+    made = Workspace(tmp_path_factory.mktemp("lungmill"))
+    made.first = made.run(dicom=cohort)
+    return made
+
+
+def test_everything_is_made_once(workspace, cohort):
+    accepted = {(rule, patient) for rule in PER_PATIENT for patient in ("anna", "bert")}
+    assert workspace.first.jobs == accepted | {("index", "carl"), ("cohort_zarr", "")} | {(rule, "") for rule in TABLES}
+    again = workspace.run(dicom=cohort)
+    assert not again.jobs
+    assert "Nothing to be done" in again.text
+
+
+def test_tables_say_what_became_of_whom(workspace):
+    rows = {row["patient"]: row for row in read_tsv(workspace.results / "cohort.tsv")}
+    assert {name: (row["status"], row["reason"]) for name, row in rows.items()} == {
+        "anna": ("accepted", ""),
+        "bert": ("accepted", ""),
+        "carl": ("rejected", "too_few_slices"),
+    }
+    assert rows["anna"]["mask_status"] == "no_lungs"
+    dataset = read_tsv(workspace.results / "dataset.tsv")
+    assert [row["patient"] for row in dataset] == ["anna", "bert"]
+    for row in dataset:
+        assert row["split"] in {"train", "val", "test"}
+        assert all((workspace.results / row[key]).exists() for key in ("volume", "mask", "zarr", "patches"))
+    page = (workspace.results / "report" / "index.html").read_text(encoding="utf-8")
+    assert all(name in page for name in rows)
+
+
+def test_logs_and_benchmarks_stand_side_by_side(workspace):
+    for rule in PER_PATIENT:
+        assert (workspace.folder / "logs" / rule / "anna.log").is_file()
+        assert (workspace.folder / "logs" / rule / "anna.tsv").is_file()
+
+
+def test_one_more_format_computes_only_that_and_all_formats_hold_the_same(workspace, cohort):
+    outcome = workspace.run(dicom=cohort, pack=EVERY_FORMAT)
+    assert outcome.rules == {"pack_bcolz", "pack_hdf5", "pack_npz", "cohort", "dataset", "report"}
+    results = workspace.results
+    for patient in ("anna", "bert"):
+        for name, folder in (("image", "volumes"), ("mask", "masks")):
+            expected = np.load(results / folder / f"{patient}.npy")
+            stores = {
+                "zarr": zarr.open_group(results / "cohort.zarr", mode="r")[patient],
+                "bcolz": bcolz.open(str(results / "bcolz" / f"{patient}.bcolz"), mode="r"),
+                "hdf5": h5py.File(results / "hdf5" / f"{patient}.h5"),
+                "npz": np.load(results / "npz" / f"{patient}.npz"),
+            }
+            for store in stores.values():
+                np.testing.assert_array_equal(store[name][:], expected)
+    assert len(workspace.run(dicom=cohort).jobs) == 3  # back to zarr alone: the tables
+
+
+def test_a_new_patient_is_the_only_one_computed(workspace, cohort):
+    workspace.run(dicom=cohort)
+    add_patient(cohort / "dora", seed=4)
+    splits = {row["patient"]: row["split"] for row in read_tsv(workspace.results / "dataset.tsv")}
+    outcome = workspace.run(dicom=cohort)
+    assert outcome.patients == {"dora"}
+    assert outcome.rules == PER_PATIENT | TABLES
+    now = {row["patient"]: row["split"] for row in read_tsv(workspace.results / "dataset.tsv")}
+    assert splits.items() <= now.items() and "dora" in now
+    shutil.rmtree(cohort / "dora")
+    assert workspace.run(dicom=cohort).rules == TABLES
+
+
+def test_another_spacing_redoes_all_but_the_index(workspace, cohort):
+    outcome = workspace.run(dicom=cohort, resample="{spacing: 2}")
+    assert outcome.rules == (PER_PATIENT - {"index"}) | (TABLES - {"verdicts"})
+    assert read_json(workspace.results / "volumes" / "anna.json")["spacing_mm"] == [2, 2, 2]
+    # Swapping two values of a setting is a change too, though Snakemake compares parameters as a set.
+    outcome = workspace.run(dicom=cohort, resample="{spacing: [2, 1, 1]}")
+    assert "resample" in outcome.rules
+    outcome = workspace.run(dicom=cohort, resample="{spacing: [1, 2, 1]}")
+    assert "resample" in outcome.rules
+    workspace.run(dicom=cohort)
+
+
+def test_a_slice_overwritten_in_place_redoes_its_patient(workspace, cohort):
+    before = workspace.digests()
+    slice_file = cohort / "bert" / "IM0005"
+    whole = slice_file.read_bytes()
+    slice_file.write_bytes(whole[:-100] + bytes(100))  # the same header, other pixels
+    outcome = workspace.run(dicom=cohort)
+    assert outcome.patients == {"bert"} and {"index", "resample"} <= outcome.rules
+    assert workspace.digests()["volumes/bert.npy"] != before["volumes/bert.npy"]
+    slice_file.write_bytes(whole)
+    workspace.run(dicom=cohort)
+    assert workspace.digests() == before
+
+
+def test_an_edited_library_module_redoes_what_uses_it(workspace, cohort):
+    module = workspace.folder / "scripts" / "lungmill" / "segmentation.py"
+    text = module.read_text(encoding="utf-8")
+    module.write_text(text + "\nEDITED = True\n", encoding="utf-8")
+    outcome = workspace.run(dicom=cohort)
+    assert outcome.rules >= {"segment", "pack_zarr", "patches"}
+    assert not outcome.rules & {"index", "resample", "verdicts"}
+    module.write_text(text + "\nEDITED = True  # with a comment\n", encoding="utf-8")
+    assert "Nothing to be done" in workspace.run(dicom=cohort).text
+    module.write_text(text, encoding="utf-8")
+    workspace.run(dicom=cohort)
+
+
+def test_a_dry_run_lists_jobs_and_does_none(workspace, cohort):
+    outcome = workspace.run("-n", dicom=cohort, resample="{spacing: 3}")
+    assert "would run  resample     anna" in outcome.text
+    assert read_json(workspace.results / "volumes" / "anna.json")["spacing_mm"] == [1, 1, 1]
+
+
+def test_snakemakes_own_output_is_there_for_the_asking(workspace, cohort):
+    text = workspace.run("-n", "--quiet", "host", dicom=cohort, resample="{spacing: 3}").text
+    assert "rule resample:" in text and "would run" not in text
+
+
+def test_changed_annotations_redo_the_patches_of_whom_they_concern(workspace, cohort, tmp_path):
+    table = tmp_path / "annotations.csv"
+    head = "patient,coordX,coordY,coordZ,diameter_mm\n"
+    table.write_text(head + "anna,0,0,8,6\nbert,1,1,9,5\n")
+    assert workspace.run(dicom=cohort, annotations=table).patients == {"anna", "bert"}
+    with h5py.File(workspace.results / "patches" / "anna.h5") as file:
+        assert len(file["nodule"]) > 0
+    table.write_text(head + "anna,0,0,8,6\nbert,1,1,10,5\n")
+    outcome = workspace.run(dicom=cohort, annotations=table)
+    assert outcome.patients == {"bert"} and "resample" not in outcome.rules
+    workspace.run(dicom=cohort)
+
+
+def test_names_that_are_no_file_names_stay_inside_results(tmp_path, cohort):
+    workspace = Workspace(tmp_path / "work")
+    table = tmp_path / "patients.tsv"
+    names = ["../../outside", "Anna Müller", "a/b", "名前", "zarr.json"]
+    table.write_text("patient\tdicom\tsplit\tlabel\n" + "".join(f"{n}\t{cohort / 'anna'}\tval\t1\n" for n in names))
+    before = {path for path in tmp_path.rglob("*") if workspace.results not in path.parents}
+    workspace.run(patients=table)
+    rows = read_tsv(workspace.results / "cohort.tsv")
+    assert sorted(row["name"] for row in rows) == sorted(names)
+    assert all(row["status"] == "accepted" for row in rows)
+    assert {row["split"] for row in read_tsv(workspace.results / "dataset.tsv")} == {"val"}
+    new = {path for path in tmp_path.rglob("*") if workspace.results not in path.parents} - before
+    ours = {path.relative_to(workspace.folder).parts[0] for path in new}
+    assert ours <= {"results", "logs", ".snakemake", "scripts", "rules"}  # the last two: Python's and numba's caches
+    assert all(
+        "__pycache__" in path.parts
+        for path in new
+        if path.relative_to(workspace.folder).parts[0] in ("scripts", "rules")
+    )
+    assert "Nothing to be done" in workspace.run(patients=table).text
