@@ -30,10 +30,10 @@ def tube(z, y, x, start, end, radius):
     return (square <= radius**2) & (along >= 0) & (along <= 1)
 
 
-def thorax(spacing, *, shift_x=0.0, anterior_contact=True, airway=True):
+def thorax(spacing, *, shift_x=0.0, junction="line", airway=True):
     """A chest of ellipsoids and tubes on a table, with what is true about it.
 
-    In mm: two ellipsoid lungs that meet at the anterior junction, a trachea that forks into bronchi which open into the
+    In mm: two ellipsoid lungs that may meet at the anterior junction, a trachea that forks into bronchi which open into the
     lungs, a vessel, a nodule on the right chest wall, bowel gas far below and just below the left lung, a table with
     foam. Edges are blurred as a scanner blurs them, with noise of 25 HU.
     """
@@ -48,9 +48,14 @@ def thorax(spacing, *, shift_x=0.0, anterior_contact=True, airway=True):
     hu[np.broadcast_to((y >= 249) & (y < 266) & (abs(x - 170) < 140), shape)] = -930
     hu[np.broadcast_to(((y - 215) / 12) ** 2 + ((x - 170) / 12) ** 2 <= 1, shape)] = BONE
 
-    middle = ellipsoid(z, y, x, (165, 72, 170), (45, 13, 30)) if anterior_contact else np.zeros(shape, bool)
-    right = ellipsoid(z, y, x, (150, 130, 100), (120, 78, 62)) | (middle & (x < 170))
-    left = ellipsoid(z, y, x, (150, 130, 240), (120, 78, 62)) | (middle & (x >= 170))
+    right = ellipsoid(z, y, x, (150, 130, 100), (120, 78, 62))
+    left = ellipsoid(z, y, x, (150, 130, 240), (120, 78, 62))
+    if junction == "line":  # wide contact, with the two pleurae between the lungs
+        middle = ellipsoid(z, y, x, (165, 72, 170), (45, 13, 30))
+        right, left = right | (middle & (x < 169.2)), left | (middle & (x > 170.8))
+    elif junction == "touching":  # narrow contact, with nothing between the lungs
+        right |= ellipsoid(z, y, x, (165, 72, 148), (45, 13, 26)) & (x < 170)
+        left |= ellipsoid(z, y, x, (165, 72, 192), (45, 13, 26)) & (x >= 170)
     hu[right | left] = LUNG
 
     lumen = np.zeros(shape, bool)
@@ -101,10 +106,219 @@ def inner(mask, spacing, margin_mm):
 
 @pytest.fixture(scope="module")
 def chest():
-    return thorax((1.0, 1.0, 1.0))
+    return thorax((1.25, 1.25, 1.25))
 
 
 @pytest.fixture(scope="module")
 def chest_result(chest):
     chest.volume.flags.writeable = False
     return segment_lungs(chest.volume, chest.spacing)
+
+
+def test_each_lung_is_found_and_labelled(chest, chest_result):
+    mask, _ = chest_result
+    assert mask.dtype == np.uint8 and mask.shape == chest.volume.shape
+    for label in (1, 2):
+        assert dice(mask == label, chest.truth == label) > 0.99
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (2.5, 1.25, 1.25), (1.7, 1.7, 1.7)])
+@pytest.mark.parametrize("junction", ["line", "touching"])
+def test_lungs_that_meet_are_separated(junction, spacing):
+    chest = thorax(spacing, junction=junction)
+    mask, statistics = segment_lungs(chest.volume, chest.spacing)
+    assert statistics["joined"]
+    swapped = ((mask == 1) & (chest.truth == 2)) | ((mask == 2) & (chest.truth == 1))
+    assert np.count_nonzero(swapped) < 0.002 * np.count_nonzero(chest.truth)
+
+
+def test_trachea_bronchi_bowel_gas_and_table_are_not_lung(chest, chest_result):
+    mask, _ = chest_result
+    outside = chest.truth == 0
+    assert not mask[inner(chest.trachea, chest.spacing, 2.0)].any()
+    assert not mask[chest.lumen & outside].any()
+    assert not mask[chest.bubbles].any()
+    assert not mask[:, int(240 / chest.spacing[1]) :].any()
+
+
+def test_nodule_on_the_pleura_and_vessels_are_lung(chest, chest_result):
+    mask, _ = chest_result
+    assert (mask[chest.nodule] == 1).all()
+    assert mask[chest.vessel].mean() > 0.99
+    without_closing, _ = segment_lungs(chest.volume, chest.spacing, closing_mm=0)
+    assert (without_closing[chest.nodule] == 1).mean() < 0.6
+
+
+def test_closing_adds_little(chest, chest_result):
+    from scipy import ndimage
+
+    mask, _ = chest_result
+    filled = ndimage.binary_fill_holes((chest.volume < -400) & (mask > 0))
+    assert np.count_nonzero(mask) < 1.03 * np.count_nonzero(filled)
+
+
+def test_statistics_say_what_is_in_the_mask(chest, chest_result):
+    mask, statistics = chest_result
+    assert json.loads(json.dumps(statistics)) == statistics
+    assert statistics["status"] == "ok" and statistics["flags"] == []
+    voxel_ml = np.prod(chest.spacing) / 1000
+    for label, name in ((1, "right"), (2, "left")):
+        assert statistics["volume_ml"][name] == pytest.approx((mask == label).sum() * voxel_ml, abs=0.051)
+    for (low, high), indices in zip(statistics["bounding_box"], np.nonzero(mask), strict=True):
+        assert (low, high) == (indices.min(), indices.max() + 1)
+
+
+def test_same_input_gives_the_same_mask(chest, chest_result):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda _: segment_lungs(chest.volume, chest.spacing), range(2)))
+    for mask, statistics in results:
+        np.testing.assert_array_equal(mask, chest_result[0])
+        assert statistics == chest_result[1]
+
+
+@pytest.mark.parametrize("spacing", [(5.0, 1.5, 1.5), (2.5, 1.1, 1.1), (2.0, 2.0, 2.0)])
+def test_other_spacings(spacing):
+    chest = thorax(spacing)
+    mask, _ = segment_lungs(chest.volume, spacing)
+    for label in (1, 2):
+        assert dice(mask == label, chest.truth == label) > 0.985
+    assert not mask[inner(chest.trachea, spacing, 2.0)].any()
+    assert mask[chest.nodule].mean() > 0.9
+
+
+def test_lungs_apart_need_no_cut():
+    chest = thorax((2.0, 2.0, 2.0), junction=None, airway=False)
+    mask, statistics = segment_lungs(chest.volume, chest.spacing)
+    assert not statistics["joined"]
+    assert [flag["code"] for flag in statistics["flags"]] == ["no_trachea"]
+    assert not ((mask == 1) & (chest.truth == 2)).any() and not ((mask == 2) & (chest.truth == 1)).any()
+
+
+@pytest.mark.parametrize(("lost", "kept"), [(1, 2), (2, 1)])
+def test_one_lung_keeps_its_side(lost, kept):
+    chest = thorax((2.0, 2.0, 2.0), junction=None, airway=False)
+    chest.volume[chest.truth == lost] = TISSUE
+    mask, statistics = segment_lungs(chest.volume, chest.spacing)
+    assert not (mask == lost).any()
+    assert dice(mask == kept, chest.truth == kept) > 0.98
+    assert "asymmetry" in [flag["code"] for flag in statistics["flags"]]
+
+
+def test_lungs_cut_by_the_field_of_view_stay():
+    chest = thorax((2.0, 2.0, 2.0), junction=None)
+    _, y, x = np.ogrid[tuple(slice(n) for n in chest.volume.shape)]
+    beyond = np.broadcast_to((2 * y - 130) ** 2 + (2 * x - 170) ** 2 > 100**2, chest.volume.shape)
+    chest.volume[beyond] = -1024
+    truth = np.where(beyond, 0, chest.truth)
+    mask, statistics = segment_lungs(chest.volume, chest.spacing)
+    for label in (1, 2):
+        assert dice(mask == label, truth == label) > 0.97
+    assert "cut_by_field_of_view" in [flag["code"] for flag in statistics["flags"]]
+
+
+def test_lungs_cut_by_the_ends_of_the_volume_are_flagged():
+    chest = thorax((2.0, 2.0, 2.0))
+    part = (slice(40, 90), slice(None), slice(35, None))
+    mask, statistics = segment_lungs(np.ascontiguousarray(chest.volume[part]), chest.spacing)
+    assert dice(mask > 0, chest.truth[part] > 0) > 0.98
+    detail = {flag["code"]: flag["detail"] for flag in statistics["flags"]}["touches_border"]
+    assert all(f"the {end} end" in detail for end in ("lower", "upper", "right")) and "the left end" not in detail
+
+
+def test_small_lungs_are_flagged_with_their_volume():
+    chest = thorax((2.0, 2.0, 2.0))
+    _, statistics = segment_lungs(chest.volume, (1.0, 1.0, 1.0))
+    detail = {flag["code"]: flag["detail"] for flag in statistics["flags"]}["lung_volume"]
+    assert f"{sum(statistics['volume_ml'].values()):.0f} ml" in detail
+
+
+def test_a_head_has_no_lungs():
+    spacing = (1.5, 1.5, 1.5)
+    (k, j, i), shape = grid_mm((240, 240, 200), spacing)
+    z, y, x = k * 1.5, j * 1.5, i * 1.5
+    hu = np.full(shape, -1000, np.int16)
+    hu[ellipsoid(z, y, x, (110, 120, 100), (100, 95, 78))] = TISSUE
+    hu[ellipsoid(z, y, x, (130, 120, 100), (80, 85, 68)) & ~ellipsoid(z, y, x, (130, 120, 100), (74, 79, 62))] = 1000
+    for side in (-1, 1):
+        hu[ellipsoid(z, y, x, (80, 65, 100 + side * 22), (18, 16, 14))] = -990
+    hu[tube(z, y, x, (0, 95, 100), (90, 95, 100), 9)] = -1000
+    mask, statistics = segment_lungs(hu, spacing)
+    assert not mask.any() and mask.shape == shape and mask.dtype == np.uint8
+    assert statistics["status"] == "no_lungs" and "100 ml" in statistics["reason"]
+    assert statistics["bounding_box"] is None and statistics["volume_ml"] == {"right": 0.0, "left": 0.0}
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64), (64, 1, 1), (3, 3, 3), (20, 40, 40)])
+@pytest.mark.parametrize("hu", [-1024, -850, 40])
+def test_volumes_of_one_value_have_no_lungs(shape, hu):
+    mask, statistics = segment_lungs(np.full(shape, hu, np.int16), (1.0, 1.0, 1.0))
+    assert statistics["status"] == "no_lungs" and mask.shape == shape and not mask.any()
+
+
+@pytest.mark.parametrize(
+    ("volume", "spacing", "settings"),
+    [
+        (np.zeros((4, 4, 4), np.float32), (1, 1, 1), {}),
+        (np.zeros((4, 4), np.int16), (1, 1, 1), {}),
+        (np.zeros((4, 4, 4), np.int16), (1, 0, 1), {}),
+        (np.zeros((4, 4, 4), np.int16), (1, 1, 1), {"threshold_hu": 100}),
+    ],
+)
+def test_arguments_that_make_no_volume_are_refused(volume, spacing, settings):
+    with pytest.raises(LungmillError, match="segment_lungs"):
+        segment_lungs(volume, spacing, **settings)
+
+
+def read_with_itk(folder, spacing_mm):
+    """A series read, clamped and resampled by SimpleITK: (int16 array, spacing and origin as [z, y, x], the image)."""
+    import SimpleITK as sitk
+
+    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
+    image = sitk.Clamp(sitk.ReadImage(files), sitk.sitkFloat32, -1024, 3071)
+    size = [int((n - 1) * mm / spacing_mm) + 1 for n, mm in zip(image.GetSize(), image.GetSpacing(), strict=True)]
+    image = sitk.Resample(
+        image, size, sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), [spacing_mm] * 3, image.GetDirection(), -1024
+    )
+    assert image.GetDirection() == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    return np.rint(sitk.GetArrayFromImage(image)).astype(np.int16), np.array(image.GetOrigin()[::-1]), image
+
+
+def test_nodule_of_a_real_scan_is_inside_the_left_lung(real_data):
+    folder = real_data / "lidc-0001"
+    volume, origin, _ = read_with_itk(folder, 1.0)
+    mask, statistics = segment_lungs(volume, (1.0, 1.0, 1.0))
+    assert statistics["status"] == "ok"
+    with np.load(next(folder.glob("*bitmask.npz"))) as annotation:
+        labels, z_mm, pixel_mm = annotation["labels"], annotation["z_mm"], float(annotation["pixel_spacing"])
+    # The nodule lies in the patient's left lung (world x 55 mm, positive towards the left).
+    index = np.argwhere(labels)
+    readers = np.bitwise_count(labels[tuple(index.T)])
+    offset = np.stack([z_mm[index[:, 0]] - origin[0], index[:, 1] * pixel_mm, index[:, 2] * pixel_mm], axis=1)
+    inside = mask[tuple(np.rint(offset).astype(int).T)] == 2
+    assert inside.mean() >= 0.995
+    assert inside[readers >= 3].all()
+
+
+def test_overlap_with_lungs_outlined_in_another_real_scan(real_data):
+    import SimpleITK as sitk
+
+    volume, _, image = read_with_itk(real_data / "ct64", 1.0)
+    mask, statistics = segment_lungs(volume, (1.0, 1.0, 1.0))
+    outlined = sitk.Cast(sitk.ReadImage(str(real_data / "ct64" / "wholeLung-64.nrrd")) > 0, sitk.sitkFloat32)
+    outlined = sitk.GetArrayFromImage(sitk.Resample(outlined, image, sitk.Transform(), sitk.sitkLinear, 0)) > 0.5
+    assert dice(mask > 0, outlined) >= 0.97
+    assert statistics["flags"] == []
+
+
+def test_a_real_head_has_no_lungs(real_data):
+    import pydicom
+
+    # Stacked as if the slices were equally spaced and not tilted: that no lung is in them does not hang on it.
+    slices = [pydicom.dcmread(path) for path in (real_data / "tilt-ge").glob("*.dcm")]
+    slices.sort(key=lambda item: item.ImagePositionPatient[2])
+    pixels = np.stack([item.pixel_array[::2, ::2] * item.RescaleSlope + item.RescaleIntercept for item in slices])
+    volume = np.clip(pixels, -1024, 3071).astype(np.int16)
+    mask, statistics = segment_lungs(volume, (4.0, 0.98, 0.98))
+    assert statistics["status"] == "no_lungs" and not mask.any()

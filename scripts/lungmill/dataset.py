@@ -53,7 +53,7 @@ def split_of(patient, fractions, seed):
     other patient has a part in it, so adding or removing patients moves nobody; the fractions are met on average only.
     """
     check_fractions(fractions)
-    digest = hashlib.sha256(f"{seed}\0{patient}".encode()).digest()
+    digest = hashlib.sha256(f"{seed} {patient}".encode()).digest()
     draw = int.from_bytes(digest[:8], "big") / 2**64
     end = 0.0
     chosen = None

@@ -131,8 +131,8 @@ def fill_enclosed(mask):
 def close_lungs(sides, spacing_mm, closing_mm):
     """Fill and close each lung by itself, so that nothing bridges from one to the other.
 
-    sides is uint8 [z, y, x], 0, 1 or 2. Returns (uint8 side, float32 depth): voxels with depth above 0, interpolated, belong to the lung. Depth is the
-    distance in mm into the closed lung.
+    sides is uint8 [z, y, x], 0, 1 or 2. Returns (uint8 side, float32 depth): voxels with depth above 0, interpolated,
+    belong to the lung. Depth is the distance in mm into the closed lung.
     """
     side = np.zeros(sides.shape, np.uint8)
     depth = np.full(sides.shape, np.float32(-100))

@@ -40,6 +40,9 @@ PIECE_GAP_MM, PIECE_ML = 6.0, 1.0
 STRADDLING_SHARE = 0.15
 # Contacts of the lungs are at most twice this wide.
 CUT_REACH_MM = 20.0
+SEED_SHARE = 0.1
+# Two pleurae of half a mm each, averaged with lung over a block, are brighter than this.
+JUNCTION_HU = -720
 # Bronchi this deep inside a lung count as lung.
 DEEP_MM = 6.0
 # Total lung capacity of adults in CT, rounded outwards; scans in expiration are near the lower end.
@@ -169,7 +172,7 @@ def split_sides(blocks, labels, midline):
         share_left = columns[x > midline].sum() / columns.sum()
         cut = None
         if STRADDLING_SHARE < share_left < 1 - STRADDLING_SHARE:
-            cut = cut_in_two(part, blocks, midline - box[2].start)
+            cut = cut_in_two(part, blocks, blocks.hu[box], midline - box[2].start)
         if cut is None:
             side = LEFT if (columns * x).sum() / columns.sum() > midline else RIGHT
             sides[box][part] = side
@@ -179,26 +182,43 @@ def split_sides(blocks, labels, midline):
     return sides, joined
 
 
-def cut_in_two(part, blocks, midline):
-    """Erode until two large pieces stay, one on each side, then let them grow back; None when that never happens."""
-    from scipy import ndimage
+def cut_in_two(part, blocks, hu, midline):
+    """Find two seeds, one on each side, and let them grow until they meet; None where there are no two.
+
+    part, hu   a component and the HU of the same box of blocks
+    A junction line of two pleurae shows as blocks brighter than lung, so seeds of dark blocks are tried first, and meet
+    at the brightest ones. Where nothing shows, the component is eroded until it falls apart, and the seeds meet where
+    it is narrowest.
+    """
     from skimage.segmentation import watershed
 
-    for radius in np.arange(min(blocks.spacing_mm[1:]), CUT_REACH_MM, min(blocks.spacing_mm[1:])):
-        labels, counts = components(erode(part, blocks.spacing_mm, radius))
-        if len(counts) < 3:
-            continue
-        first, second = 1 + np.argsort(counts[1:], kind="stable")[::-1][:2]
-        if counts[second] < 0.1 * part.sum():
-            continue
-        centres = [ndimage.center_of_mass(labels == k)[2] for k in (first, second)]
-        if min(centres) < midline < max(centres):
-            right, left = (first, second) if centres[0] < centres[1] else (second, first)
-            markers = np.zeros(part.shape, np.int32)
-            markers[labels == right] = RIGHT
-            markers[labels == left] = LEFT
-            return watershed(-squared_distance(~part, blocks.spacing_mm, CUT_REACH_MM), markers, mask=part)
+    step = min(blocks.spacing_mm[1:])
+    for radius in (0.0, step):
+        seeds = two_seeds(erode(part & (hu < JUNCTION_HU), blocks.spacing_mm, radius), part, midline)
+        if seeds is not None:
+            return watershed(hu, seeds, mask=part)
+    for radius in np.arange(step, CUT_REACH_MM, step):
+        seeds = two_seeds(erode(part, blocks.spacing_mm, radius), part, midline)
+        if seeds is not None:
+            return watershed(-squared_distance(~part, blocks.spacing_mm, CUT_REACH_MM), seeds, mask=part)
     return None
+
+
+def two_seeds(core, part, midline):
+    """Mark the two largest components of `core` as right and left; None unless both are large and on their side."""
+    from scipy import ndimage
+
+    labels, counts = components(core)
+    if len(counts) < 3:
+        return None
+    largest = 1 + np.argsort(counts[1:], kind="stable")[::-1][:2]
+    if counts[largest[1]] < SEED_SHARE * np.count_nonzero(part):
+        return None
+    x = [ndimage.center_of_mass(labels == label)[2] for label in largest]
+    right, left = largest[np.argsort(x)]
+    if not min(x) < midline < max(x):
+        return None
+    return np.where(labels == right, np.int32(RIGHT), np.where(labels == left, np.int32(LEFT), np.int32(0)))
 
 
 def nearest_side(sides, spacing_mm):

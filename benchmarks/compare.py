@@ -1,0 +1,174 @@
+"""Measure lungmill's steps against what a user would write or pick instead, on the same series in the same run.
+
+    python benchmarks/compare.py [DICOM_FOLDER] [--repeats 5]
+
+Without a folder, a patient of the demo cohort is written and measured. Everything runs on one thread. What counts is
+the ratio of CPU times within one round; printed are its median and range over the rounds, after one unmeasured round.
+SimpleITK comes with requirements-dev.txt; its lines are left out where it is not installed.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "BLOSC_NTHREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+    os.environ[variable] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+
+import numpy as np
+from scipy import ndimage
+
+from lungmill import pack, read_series, resample, segment_lungs
+from lungmill.demo import PATIENTS, write_demo_patient
+
+ITK_INTERPOLATORS = {"linear": "sitkLinear", "cubic": "sitkBSpline"}
+
+
+def read_with_pydicom(folder):
+    """Read every file whole, sort by z, convert to HU: the usual ten lines."""
+    import pydicom
+
+    files = [path for path in Path(folder).rglob("*") if path.is_file()]
+    datasets = [pydicom.dcmread(path, force=True) for path in files]
+    datasets = [dataset for dataset in datasets if "PixelData" in dataset and "ImagePositionPatient" in dataset]
+    datasets.sort(key=lambda dataset: float(dataset.ImagePositionPatient[2]))
+    return np.stack([d.pixel_array * float(d.RescaleSlope) + float(d.RescaleIntercept) for d in datasets]).astype(
+        np.int16
+    )
+
+
+def zoom_with_scipy(array, source_mm, order):
+    return ndimage.zoom(array, np.array(source_mm) / 1.0, order=order)
+
+
+def resample_with_simpleitk(array, series, grid, method):
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(array)
+    rows, columns = series.geometry.pixel_spacing
+    image.SetSpacing((columns, rows, float(np.median(series.geometry.steps_mm))))
+    image.SetOrigin(series.geometry.origins[0].tolist())
+    interpolator = getattr(sitk, ITK_INTERPOLATORS[method])
+    identity = np.eye(3).ravel().tolist()
+    result = sitk.Resample(
+        image, grid.shape[::-1], sitk.Transform(), interpolator, grid.origin_mm[::-1], grid.spacing_mm[::-1], identity,
+        -1024, sitk.sitkInt16,
+    )  # fmt: skip
+    return sitk.GetArrayFromImage(result)
+
+
+def lungs_of_2017(volume):
+    """Threshold, label, fill every slice, keep the largest: the mask of the public 2017 tutorials."""
+    from skimage import measure
+
+    binary = (volume > -320).astype(np.int8) + 1
+    labels = measure.label(binary)
+    binary[labels == labels[0, 0, 0]] = 2
+    for plane in binary:
+        inside = measure.label(plane - 1)
+        sizes = np.bincount(inside.ravel())[1:]
+        if len(sizes):
+            plane[inside != np.argmax(sizes) + 1] = 1
+    binary = 1 - (binary - 1)
+    labels = measure.label(binary, background=0)
+    sizes = np.bincount(labels.ravel())[1:]
+    return labels == np.argmax(sizes) + 1 if len(sizes) else labels > 0
+
+
+def bcolz_of_2017(path, volume):
+    import bcolz
+
+    bcolz.set_nthreads(1)
+    params = bcolz.cparams(clevel=9, cname="zstd", shuffle=bcolz.BITSHUFFLE)
+    bcolz.carray(volume, rootdir=str(path), mode="w", cparams=params).flush()
+
+
+def cpu(function):
+    """CPU seconds of one call, threads included."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def measure(folder, repeats):
+    """Return {line: {"lungmill": [seconds], "other": [seconds]}}."""
+    series = read_series(folder)
+    array = series.to_array()
+    source_mm = (float(np.median(series.geometry.steps_mm)), *series.geometry.pixel_spacing)
+    volume, grid = resample(series)
+    mask, _ = segment_lungs(volume, grid.spacing_mm)
+    scratch = Path(tempfile.mkdtemp())
+    pairs = {
+        "read to HU: pydicom, whole folder": (
+            lambda: read_series(folder).to_array(),
+            lambda: read_with_pydicom(folder),
+        ),
+        "resample, linear: scipy zoom(order=1)": (
+            lambda: resample(array, series.geometry),
+            lambda: zoom_with_scipy(array, source_mm, 1),
+        ),
+        "resample, cubic: scipy zoom(order=3)": (
+            lambda: resample(array, series.geometry, interpolation="cubic"),
+            lambda: zoom_with_scipy(array, source_mm, 3),
+        ),
+        "lung mask: the 2017 recipe": (
+            lambda: segment_lungs(volume, grid.spacing_mm),
+            lambda: lungs_of_2017(volume),
+        ),
+        "store: bcolz, zstd 9": (
+            lambda: pack(scratch / "ours", volume, mask, grid, format="zarr"),
+            lambda: bcolz_of_2017(scratch / "theirs", volume),
+        ),
+    }
+    for method in ITK_INTERPOLATORS if _has_simpleitk() else ():
+        pairs[f"resample, {method}: SimpleITK"] = (
+            lambda method=method: resample(array, series.geometry, interpolation=method),
+            lambda method=method: resample_with_simpleitk(array, series, grid, method),
+        )
+    times = {line: {"lungmill": [], "other": []} for line in pairs}
+    for round_ in range(repeats + 1):
+        for line, (ours, other) in pairs.items():
+            seconds = cpu(ours), cpu(other)
+            if round_:
+                times[line]["lungmill"].append(seconds[0])
+                times[line]["other"].append(seconds[1])
+            print(".", end="", flush=True, file=sys.stderr)
+    print(file=sys.stderr)
+    shutil.rmtree(scratch)
+    print(f"{len(series)} slices of {array.shape[1]}x{array.shape[2]} to {'x'.join(map(str, grid.shape))} at 1 mm")
+    return times
+
+
+def _has_simpleitk():
+    try:
+        import SimpleITK  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def report(times):
+    print(f"\n{'step: instead of lungmill':<40} {'lungmill':>9} {'instead':>9}   times faster (range)")
+    for line, seconds in times.items():
+        ratios = [other / ours for ours, other in zip(seconds["lungmill"], seconds["other"], strict=True)]
+        ours, other = (statistics.median(seconds[key]) for key in ("lungmill", "other"))
+        spread = f"{statistics.median(ratios):5.1f}  ({min(ratios):.1f} to {max(ratios):.1f})"
+        print(f"{line:<40} {ours:7.2f} s {other:7.2f} s   {spread}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", help="a patient's DICOM folder")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    if options.folder:
+        report(measure(options.folder, options.repeats))
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            write_demo_patient(Path(scratch) / "patient", PATIENTS[0], 2017)
+            report(measure(Path(scratch) / "patient", options.repeats))
