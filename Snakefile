@@ -28,6 +28,10 @@ rule all:
         COHORT_GROUP,
 
 
+onsuccess:
+    tell_where_to_look()
+
+
 localrules:
     all,
     verdicts,

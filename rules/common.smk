@@ -69,6 +69,12 @@ def pack_settings(store):
     return {"format": store, "level": config["pack"]["level"], "chunk": config["pack"]["chunk"], "code": code("pack")}
 
 
+def tell_where_to_look():
+    """The last line of a run that did something."""
+    rejected = len(PATIENTS) - len(accepted())
+    print(f"{len(PATIENTS)} patients, {rejected} rejected. Look at {RESULTS}/report/index.html", file=sys.stderr)
+
+
 def product_file(name):
     """The file that shows that a product is there: a Zarr group is when its zarr.json is."""
     path = Path(PRODUCTS[name].format("{patient}"))

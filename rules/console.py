@@ -24,6 +24,7 @@ CHATTER = (
     "DAG of jobs will be updated",
     "Updating checkpoint dependencies",
 )
+MOST_FAILURES = 20
 TOLD_HERE = {
     LogEvent.JOB_INFO,
     LogEvent.JOB_STARTED,
@@ -118,9 +119,11 @@ class Console(logging.Handler):
 
     def _tell_failures(self):
         lines = ["", f"{len(self.failed)} of {self.total} jobs failed; everything that does not need them is done:"]
-        for what, log in self.failed:
+        for what, log in self.failed[:MOST_FAILURES]:
             lines.append(f"  {what}: {last_line(log)}")
             lines.append(f"    log: {log}")
+        if len(self.failed) > MOST_FAILURES:
+            lines.append(f"  and {len(self.failed) - MOST_FAILURES} more: look for FAILED above")
         lines.append("Mend the cause and run the same command again: only what is missing is computed.")
         lines.append("To go on without a patient, add its name to `exclude` in config.yaml.")
         self.say("\n".join(lines))

@@ -5,6 +5,7 @@ import _job
 _job.start(snakemake)
 
 from lungmill.files import read_json
+from lungmill.progress import bar
 from lungmill.resampling import resample
 from lungmill.series import read_series
 from lungmill.sidecar import write_array
@@ -20,6 +21,7 @@ def make(create):
         spacing_mm=step["spacing"],
         interpolation=step["interpolation"],
         out=lambda shape: create(shape, "int16"),
+        progress=bar(f"resample {snakemake.wildcards.patient}"),
     )
     return describe_volume(volume, grid, series, step["interpolation"])
 

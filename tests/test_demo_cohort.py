@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from workspace import Workspace
+from workspace import ROOT, Workspace
 
 from lungmill import Grid, open_cohort
 from lungmill.demo import PATIENTS, demo_anatomy
@@ -122,6 +122,16 @@ def test_the_cohort_opens_for_training(results):
         assert len(cohort.select(split=part)) >= 1, part
     first = cohort[ACCEPTED[0]]
     assert first.image.shape == first.grid.shape == first.mask.shape
+
+
+@pytest.mark.parametrize("block", [0, 1], ids=["stores", "training"])
+def test_the_examples_of_the_readme_run(results, monkeypatch, capsys, block):
+    monkeypatch.chdir(results.parent)
+    blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
+    code = blocks[block].split("```")[0]
+    exec(code, {"zarr": zarr, "bcolz": bcolz, "h5py": h5py, "numpy": np})
+    if block == 1:
+        assert len(capsys.readouterr().out.splitlines()) == len(open_cohort(results).select(split="train"))
 
 
 def test_few_files_per_patient(results):

@@ -1,8 +1,8 @@
 """Lung masks from Hounsfield units alone, in 3-D: `segment_lungs`.
 
 What is lung, trachea, bowel or room is decided on blocks of about 2 mm; the border is drawn on the volume's own voxels.
-The steps, each a function below or in `regions` and `airway`, in the order in which `segment_lungs` takes them:
-air, air outside the body, trachea and main bronchi, lung components, right and left, enclosed structures and closing.
+The steps, each a function here or in `body`, `airway` and `regions`, in the order in which `segment_lungs` takes them:
+field of view, body, enclosed air, trachea and main bronchi, lung components, right and left, filling and closing.
 """
 
 import numpy as np
@@ -58,8 +58,8 @@ def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_
                   and read-only. Outside the scanner's field of view it is -1024
     spacing_mm    voxel size (z, y, x)
     threshold_hu  HU below which a voxel is air; halfway between lung and soft tissue
-    closing_mm    radius of the ball that recovers what touches the pleura, about half the width of the widest
-                  contact; 0 switches it off
+    closing_mm    radius of the ball that recovers what touches the pleura, half the width of the widest contact;
+                  taken to the nearest half of an odd number of blocks; 0 switches it off
     min_lung_ml   smallest enclosed volume of air that counts as a lung
 
     Returns (mask, statistics): uint8 of the volume's shape, and a dict of plain values, ready for JSON: status 'ok' or
@@ -67,7 +67,7 @@ def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_
     Vessels, nodules and small airways count as lung; trachea, main bronchi, mediastinum and bowel gas do not.
     The result does not depend on the number of threads. Raises LungmillError where the arguments make no volume.
     """
-    volume, spacing_mm = _checked(volume, spacing_mm, threshold_hu)
+    volume, spacing_mm = _checked(volume, spacing_mm, threshold_hu, closing_mm)
     settings = {"threshold_hu": threshold_hu, "closing_mm": closing_mm, "min_lung_ml": min_lung_ml}
     blocks = Blocks.of(volume, spacing_mm)
     padding = find_padding(blocks)
@@ -111,7 +111,7 @@ def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_
     return mask, statistics
 
 
-def _checked(volume, spacing_mm, threshold_hu):
+def _checked(volume, spacing_mm, threshold_hu, closing_mm):
     volume = np.asarray(volume)
     if volume.ndim != 3 or volume.dtype != np.int16 or 0 in volume.shape:
         raise LungmillError(f"segment_lungs: int16 HU [z, y, x] expected, not {volume.dtype} of shape {volume.shape}")
@@ -122,6 +122,8 @@ def _checked(volume, spacing_mm, threshold_hu):
         raise LungmillError(
             f"segment_lungs: threshold_hu = {threshold_hu} does not part lung from tissue (-900 to -100)"
         )
+    if not 0 <= closing_mm <= 30:
+        raise LungmillError(f"segment_lungs: closing_mm = {closing_mm} is not a radius in mm (0 to 30)")
     return volume, spacing_mm
 
 
