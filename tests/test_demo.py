@@ -2,10 +2,12 @@
 
 import csv
 import math
+import os
 import struct
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -52,7 +54,9 @@ def steps(images):
 
 def test_names_need_no_heavy_import():
     code = "import sys, lungmill.demo as d; print(len(d.PATIENTS), {'numba', 'pydicom', 'scipy'} & set(sys.modules))"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(demo.__file__).parents[1])}
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert answer.stdout.strip() == "8 set()"
 
 

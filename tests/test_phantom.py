@@ -68,7 +68,7 @@ def test_rendered_nodule_has_the_volume_of_its_sphere(anatomy):
     """The partial-volume shares of the rendered voxels must add up to the sphere, whatever the voxel size."""
     nodule = max(anatomy.nodules[1:], key=lambda n: n.diameter_mm)
     grid = around(nodule.center_mm, nodule.diameter_mm / 2 + 3, 1.3)
-    bare = Anatomy(anatomy.build, [], anatomy.tubes, anatomy._table).render(grid).astype(float)
+    bare = Anatomy(anatomy.build, [], anatomy.tubes, anatomy._texture).render(grid).astype(float)
     share = (anatomy.render(grid) - bare) / (nodule.hu - bare)
     assert share.sum() * 1.3**3 == pytest.approx(sphere_mm3(nodule), rel=0.06)
 

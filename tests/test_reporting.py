@@ -1,3 +1,4 @@
+import ast
 import base64
 import io
 import json
@@ -5,14 +6,16 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lungmill import reporting, verdict
+from lungmill import reporting, segmentation, verdict
 from lungmill.errors import LungmillError
 from lungmill.files import write_json, write_tsv
+from lungmill.report_words import LABELS
 from lungmill.reporting import write_report
 
 HOSTILE = "</script><img src=x onerror=alert(1)> \"q\" 'a' & Müller/3"
@@ -204,7 +207,26 @@ def test_every_patient_and_reason_is_there_in_words(html):
 
 
 def test_every_code_of_a_verdict_has_words():
-    assert set(verdict.REASONS) | set(verdict.WARNINGS) <= set(reporting.WORDS)
+    assert set(verdict.REASONS) | set(verdict.WARNINGS) <= set(LABELS)
+
+
+def test_every_flag_of_a_mask_has_words():
+    """The flags are looked up in the source: the dicts that the module writes with a key "code"."""
+    tree = ast.parse(Path(segmentation.__file__).read_text(encoding="utf-8"))
+    items = [
+        item
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Dict)
+        for item in zip(node.keys, node.values, strict=True)
+    ]
+    flags = {value.value for key, value in items if isinstance(key, ast.Constant) and key.value == "code"}
+    assert {"lung_volume", "no_trachea"} <= flags <= set(LABELS)
+
+
+def test_a_code_that_only_the_table_knows_gets_a_sentence(html):
+    words = Page(html).words
+    assert "Padding replaced by air the header declares a padding value; taken as air" in words
+    assert "Tilted gantry 4.2 degrees" in words and verdict.WARNINGS["gantry_tilt"] not in words
 
 
 def test_pictures_have_the_size_they_claim(html):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from dicom_files import AXIAL, plane_points, stack
-from scipy.ndimage import map_coordinates
+from references import points_of, scipy_linear, simpleitk_linear
 
 from lungmill.dicom.geometry import slice_geometry
 from lungmill.resampling import aligned_axes, output_grid, resample
@@ -66,12 +66,6 @@ def scan(orientation, travel, offsets, pixel_spacing=(1.2, 0.9), shape=SHAPE):
     slices = np.stack([np.rint(scene(plane_points(positions[k], orientation, pixel_spacing, rows, columns)))
                        for k in order]).astype(np.int16)  # fmt: skip
     return slices, geometry
-
-
-def points_of(grid):
-    """LPS points (x, y, z) of all voxels of a grid."""
-    z, y, x = np.meshgrid(*(grid.axis_mm(axis) for axis in range(3)), indexing="ij")
-    return np.stack([x, y, z], axis=-1)
 
 
 @pytest.mark.parametrize("method", ["linear", "cubic"])
@@ -192,45 +186,16 @@ def test_unknown_interpolation():
 
 
 def test_whole_chest_agrees_with_simpleitk(real_data):
-    series = read_series(real_data / "lidc-0001")
-    volume, grid = resample(series)
-    files = sorted((real_data / "lidc-0001").glob("*.dcm"), key=lambda path: _z_of(path))
-    image = sitk.ReadImage([str(path) for path in files])
-    image = sitk.Clamp(image, lowerBound=-1024)
-    expected = sitk.GetArrayFromImage(
-        sitk.Resample(image, grid.shape[::-1], sitk.Transform(), sitk.sitkLinear, grid.origin_mm[::-1],
-                      grid.spacing_mm[::-1], np.eye(3).ravel().tolist(), -1024, sitk.sitkFloat32)
-    )  # fmt: skip
+    volume, grid = resample(read_series(real_data / "lidc-0001"))
+    expected = simpleitk_linear(real_data / "lidc-0001", grid)
     assert (np.abs(volume - expected) <= 1).mean() > 0.999
     assert np.abs(volume - expected).max() < 2
 
 
 def test_tilted_head_agrees_with_scipy_on_its_true_positions(real_data):
-    import pydicom
-
-    folder = real_data / "tilt-ge"
-    volume, grid = resample(read_series(folder), spacing_mm=2.0)
-    datasets = [pydicom.dcmread(path) for path in folder.glob("*.dcm")]
-    orientation = np.array(datasets[0].ImageOrientationPatient, float)
-    right, down = orientation[:3], orientation[3:]
-    normal = np.cross(right, down)
-    datasets.sort(key=lambda dataset: np.dot(dataset.ImagePositionPatient, normal))
-    origins = np.array([dataset.ImagePositionPatient for dataset in datasets], float)
-    hounsfield = np.clip(np.stack([d.pixel_array * d.RescaleSlope + d.RescaleIntercept for d in datasets]), -1024, None)
-    points = points_of(grid)
-    along = points @ normal
-    k = np.interp(along, origins @ normal, np.arange(len(origins)), left=-9, right=-9)
-    origin = np.stack([np.interp(along, origins @ normal, origins[:, axis]) for axis in range(3)], axis=-1)
-    spacing = [float(mm) for mm in datasets[0].PixelSpacing]
-    coordinates = [k, ((points - origin) @ down) / spacing[0], ((points - origin) @ right) / spacing[1]]
-    expected = map_coordinates(hounsfield.astype(np.float32), coordinates, order=1, cval=-1024)
+    volume, grid = resample(read_series(real_data / "tilt-ge"), spacing_mm=2.0)
+    expected = scipy_linear(real_data / "tilt-ge", grid)
     assert (np.abs(volume - expected) <= 1).mean() > 0.999
-
-
-def _z_of(path):
-    import pydicom
-
-    return float(pydicom.dcmread(path, stop_before_pixels=True).ImagePositionPatient[2])
 
 
 def test_grid_stays_within_the_samples():

@@ -91,7 +91,9 @@ def _judge(root, headers, settings):
         _check_kind(whole)
         kept, dropped = _drop_copies(root, whole.headers)
         parts = _split_repeats(kept)
-    except DicomError as error:
+    except (DicomError, OSError) as error:
+        if isinstance(error, OSError):
+            error = DicomError("unreadable", f"a slice cannot be read ({type(error).__name__})")
         whole.reject(error)
         yield whole
         return
@@ -114,9 +116,12 @@ def _check_kind(candidate):
         raise DicomError("no_ct_series", f"not CT images but {_known_modality(first.modality)}")
     if first.is_localizer:
         raise DicomError("no_ct_series", "a localizer")
-    if first.pixels is None or not first.rows or not first.columns:
-        raise DicomError("no_ct_series", "CT objects without pixel data")
-    if first.frames > 1:
+    if not first.rows or not first.columns:
+        raise DicomError("no_ct_series", "CT objects without an image")
+    for header in candidate.headers:
+        if header.pixels is None:
+            raise DicomError("truncated_pixels", f"{header.file} has no pixel data")
+    if any(header.frames > 1 for header in candidate.headers):
         raise DicomError("no_geometry", "a multi-frame object, whose geometry per frame is not read")
     if any(header.position is None for header in candidate.headers) or first.orientation is None:
         raise DicomError("no_geometry", "ImagePositionPatient or ImageOrientationPatient is absent")
