@@ -30,13 +30,14 @@ def index(folder, patient: str | None = None, settings: dict | None = None, seri
     they are Hounsfield units. The verdict's keys are described in `lungmill.verdict`.
     """
     settings = {**DEFAULT_SETTINGS, **(settings or {})}
-    content = read_folder(folder, bar("reading headers"))
+    patient = patient or Path(folder).name
+    content = read_folder(folder, bar(f"index {patient}"))
     headers = content.headers
     if series_uid:
         headers = [header for header in headers if header.series_uid == series_uid.strip()]
     candidates = find_candidates(folder, headers, settings)
     chosen = _first_plausible(folder, candidates)
-    verdict = {"lungmill": __version__, "patient": patient or Path(folder).name}
+    verdict = {"lungmill": __version__, "patient": patient}
     if chosen is not None:
         verdict |= {"status": "accepted", "reason": None, "detail": None}
         verdict["warnings"] = _warnings(chosen, candidates, content, settings)

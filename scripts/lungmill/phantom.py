@@ -1,23 +1,25 @@
 """A synthetic chest described by formulas in the patient's frame: for the demo cohort, tests and benchmarks.
 
 Everything is in mm, points are [z, y, x] in DICOM's LPS axes (z to the head, y to the back, x to the patient's left)
-with the carina at z = 0. Organs are signed distances (negative inside) of ellipsoids, squircles, half-spaces; vessels
-and airways are chains of tapered capsules; nodules are spheres. A sample's HU is a blend over the surfaces' distances,
-so the same anatomy can be rendered exactly on any lattice, tilted ones included, and its labels are known on any grid.
-The shapes and sizes are drawn by eye from adult chest CT; they model no measured population.
+with the carina at z = 0. Organs are signed distances (`phantom_shapes`); vessels and airways are chains of tapered
+capsules, nodules are spheres (`phantom_tubes`). A sample's HU is a blend over the surfaces' distances, so the same
+anatomy can be rendered exactly on any lattice, tilted ones included, and its labels are known on any grid. The shapes
+and sizes are drawn by eye from adult chest CT; they model no measured population.
 """
 
-from math import floor, sqrt
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from lungmill.errors import LungmillError
+from lungmill.phantom_shapes import AIR, BLOOD, TEXTURE_CELLS, label_lungs, lung_distances, render_lattice
+from lungmill.phantom_tubes import Nodule, add_branches, cover, draw_nodules, mediastinal_tubes, sphere
 
-AIR, FAT, MUSCLE, BLOOD = -1000.0, -102.0, 52.0, 44.0
-TEXTURE_CELLS = 32
-TUBES_HU = (("great", BLOOD), ("bones", 450.0), ("vessels", 42.0), ("walls", 10.0), ("lumens", AIR))  # in this order
+__all__ = ["Anatomy", "Build", "Nodule", "pad_outside_circle", "scanner_noise"]
+
+# The sets of tubes in the order in which they are rendered: a later one covers an earlier one.
+TUBES_HU = (("great", BLOOD), ("bones", 450.0), ("vessels", 42.0), ("walls", 10.0), ("lumens", AIR))
+
 
 class Build(NamedTuple):
     """What differs between patients in the formulas; scales have no unit, the rest is mm."""
@@ -43,7 +45,7 @@ class Anatomy:
         self.build = build
         self.nodules = nodules
         self.tubes = tubes
-        self._table = texture
+        self._texture = texture
 
     @classmethod
     def random(cls, seed, prone=False):
@@ -52,9 +54,8 @@ class Anatomy:
         `prone` puts the table in front of the patient and lets fluid and gas settle accordingly.
         """
         rng = np.random.default_rng(seed)
-        table = (rng.standard_normal((TEXTURE_CELLS,) * 3) * 0.5).clip(-1, 1).astype(np.float32)
+        texture = (rng.standard_normal((TEXTURE_CELLS,) * 3) * 0.5).clip(-1, 1).astype(np.float32)
         build = Build(
-            *(rng.uniform(low, high) for low, high in ((0.94, 1.04), (0.95, 1.05), (0.93, 1.02))),
             bend=rng.uniform(5.0, 10.0),
             fat=rng.uniform(9.0, 17.0),
             heart=rng.uniform(0.94, 1.08),
@@ -64,28 +65,13 @@ class Anatomy:
             junction=rng.uniform(0.7, 1.2),
             table=-130.0 if prone else 131.0,
             phase=rng.uniform(0.0, TEXTURE_CELLS),
+            scale_z=rng.uniform(0.94, 1.04),
+            scale_y=rng.uniform(0.95, 1.05),
+            scale_x=rng.uniform(0.93, 1.02),
         )
-        tubes = _mediastinal_tubes(build)
-        anatomy = cls(build, [], tubes, table)
-        vessels, bronchi = [], []
-        for side, (low, high) in enumerate((((-185, -110, -145), (105, 115, 5)), ((-185, -110, -5), (105, 115, 145)))):
-            points = rng.uniform(low, high, (8000, 3))
-            inside = points[anatomy.lung_distances(points)[:, side] < -3.0]
-            for root, share, tip, chains in (
-                (HILUM["artery"][side], 0.34, 0.64, vessels),
-                (HILUM["vein"][side], 0.24, 0.64, vessels),
-                (AIRWAYS[1 + side][-1][:3], 0.012, 1.0, bronchi),
-            ):
-                chosen = inside[rng.random(len(inside)) < share]
-                branches = np.array(_grow(rng, _placed(build, [root])[0], chosen, tip))
-                if chains is bronchi:  # the larger ones, and none that cuts a corner through the heart
-                    ends = anatomy.lung_distances(branches[:, 3:6])[:, side]
-                    branches = branches[(branches[:, 7] > 1.2) & (ends < -2.0)]
-                chains.append(branches)
-        tubes["vessels"], bronchi = np.concatenate(vessels), np.concatenate(bronchi)
-        tubes["walls"] = np.concatenate([tubes["walls"], _walled(bronchi)])
-        tubes["lumens"] = np.concatenate([tubes["lumens"], bronchi])
-        anatomy.nodules += _draw_nodules(rng, anatomy)
+        anatomy = cls(build, [], mediastinal_tubes(build), texture)
+        add_branches(rng, anatomy)
+        anatomy.nodules = draw_nodules(rng, anatomy)
         return anatomy
 
     def lung_distances(self, points_mm):
@@ -95,7 +81,7 @@ class Anatomy:
         """
         points = np.ascontiguousarray(points_mm, dtype=np.float64)
         out = np.empty((len(points), 3))
-        _lung_distances(self.build, self._table, points, out)
+        lung_distances(self.build, self._texture, points, out)
         return out
 
     def render_slice(self, origin_mm, row_direction, column_direction, spacing_mm, shape, edge_mm=None):
@@ -112,17 +98,15 @@ class Anatomy:
         step_column, step_row = (float(mm) for mm in spacing_mm)
         edge = float(edge_mm) if edge_mm else (step_column + step_row) / 2
         out = np.empty(shape, dtype=np.float32)
-        _render(self.build, self._table, origin, row * step_row, column * step_column, edge, out)
+        render_lattice(self.build, self._texture, origin, row * step_row, column * step_column, edge, out)
         lattice = (origin, row, column, step_row, step_column, edge)
         share = np.empty_like(out)
         for name, hu in TUBES_HU:
-            share.fill(0)
-            _cover(share, self.tubes[name], *lattice)
+            cover(share, self.tubes[name], *lattice)
             share *= hu - out
             out += share
         for nodule in self.nodules:
-            share.fill(0)
-            _cover(share, _sphere(nodule), *lattice)
+            cover(share, sphere(nodule), *lattice)
             np.maximum(out, out + share * (nodule.hu - out), out=out)
         return out
 
@@ -145,22 +129,24 @@ class Anatomy:
         with their walls are not), "trachea" (1: the lumen of the trachea and the main bronchi) or "nodules" (1, 2, ...
         in the order of `nodules`, also where they reach into the chest wall). Raises LungmillError for another `of`.
         """
-        if of not in ("lungs", "trachea", "nodules"):
+        sets = {
+            "lungs": [(0, self.tubes["main_walls"])],
+            "trachea": [(1, self.tubes["main_lumens"])],
+            "nodules": [(number, sphere(nodule)) for number, nodule in enumerate(self.nodules, start=1)],
+        }
+        if of not in sets:
             raise LungmillError(f'labels: of={of!r} is none of "lungs", "trachea", "nodules"')
         out = np.zeros(grid.shape, dtype=np.uint8)
         ys, xs = grid.axis_mm(1), grid.axis_mm(2)
-        sets = {"lungs": [self.tubes["main_walls"]], "trachea": [self.tubes["main_lumens"]]}
-        sets["nodules"] = [_sphere(nodule) for nodule in self.nodules]
         share = np.empty(grid.shape[1:], dtype=np.float32)
         row, column = np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0])
         for k, z in enumerate(grid.axis_mm(0)):
             if of == "lungs":
-                _lung_slice(self.build, self._table, z, ys, xs, out[k])
-            for number, tubes in enumerate(sets[of], start=1):
-                share.fill(0)
+                label_lungs(self.build, self._texture, z, ys, xs, out[k])
+            for label, tubes in sets[of]:
                 origin = np.array([z, ys[0], xs[0]])
-                _cover(share, tubes, origin, row, column, float(grid.spacing_mm[2]), float(grid.spacing_mm[1]), 1e-6)
-                out[k][share >= 0.5] = 0 if of == "lungs" else number
+                cover(share, tubes, origin, row, column, float(grid.spacing_mm[2]), float(grid.spacing_mm[1]), 1e-6)
+                out[k][share >= 0.5] = label
         return out
 
 

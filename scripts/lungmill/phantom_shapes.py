@@ -1,7 +1,7 @@
 """The formulas of the synthetic chest, as numba kernels: the HU of a point and its distances to the lungs.
 
 Organs are signed distances (negative inside) of ellipsoids, squircles, half-spaces; a sample's HU is a blend over them.
-`b` is a `phantom.Build`, `table` periodic noise, float32 (TEXTURE_CELLS,) * 3 from -1 to 1.
+`b` is a `phantom.Build`, `noise` periodic noise, float32 (TEXTURE_CELLS,) * 3 from -1 to 1.
 All kernels that call one another are in this file: numba's cache does not see a change in another file.
 """
 
@@ -34,7 +34,7 @@ def _round_max(a, b, radius):
 
 
 @njit(cache=True, nogil=True)
-def _texture(table, z, y, x):
+def _texture(noise, z, y, x):
     """Smooth periodic noise of about -1 to 1, one cell per unit."""
     fz, fy, fx = floor(z), floor(y), floor(x)
     tz, ty, tx = z - fz, y - fy, x - fx
@@ -42,11 +42,17 @@ def _texture(table, z, y, x):
     mask = TEXTURE_CELLS - 1
     z0, y0, x0 = int(fz) & mask, int(fy) & mask, int(fx) & mask
     z1, y1, x1 = (z0 + 1) & mask, (y0 + 1) & mask, (x0 + 1) & mask
-    a = table[z0, y0, x0] * (1.0 - tx) + table[z0, y0, x1] * tx
-    b = table[z0, y1, x0] * (1.0 - tx) + table[z0, y1, x1] * tx
-    c = table[z1, y0, x0] * (1.0 - tx) + table[z1, y0, x1] * tx
-    d = table[z1, y1, x0] * (1.0 - tx) + table[z1, y1, x1] * tx
+    a = noise[z0, y0, x0] * (1.0 - tx) + noise[z0, y0, x1] * tx
+    b = noise[z0, y1, x0] * (1.0 - tx) + noise[z0, y1, x1] * tx
+    c = noise[z1, y0, x0] * (1.0 - tx) + noise[z1, y0, x1] * tx
+    d = noise[z1, y1, x0] * (1.0 - tx) + noise[z1, y1, x1] * tx
     return (a * (1.0 - ty) + b * ty) * (1.0 - tz) + (c * (1.0 - ty) + d * ty) * tz
+
+
+@njit(cache=True, nogil=True)
+def _wave(b, noise, z, y, x):
+    """The slow noise by which organs differ from their formulas."""
+    return _texture(noise, z / 31.0 + b.phase, y / 31.0 + b.phase, x / 31.0 + b.phase)
 
 
 @njit(cache=True, nogil=True)
@@ -198,11 +204,11 @@ def _spine(hu, z, y, x, grain, edge):
 
 
 @njit(cache=True, nogil=True)
-def _abdomen(hu, b, table, z, y, x, depth, wave, grain, edge):
+def _abdomen(hu, b, noise, z, y, x, depth, wave, grain, edge):
     """What lies below the diaphragm; `depth` is the distance to it."""
     level = y + 26.0 if b.table > 0.0 else 2.0 - y  # gas rises away from the table
     hu = _mix(_mix(hu, 48.0, depth, edge), FAT, depth + 2.5, edge)
-    loops = _texture(table, z / 17.0 + 0.03 * y, (y + 0.7 * x) / 20.0 + b.phase, (x - 0.7 * y) / 20.0)
+    loops = _texture(noise, z / 17.0 + 0.03 * y, (y + 0.7 * x) / 20.0 + b.phase, (x - 0.7 * y) / 20.0)
     hu = _mix(hu, 36.0 + 8.0 * grain, max((0.14 - loops) * 16.0, depth + 5.0), edge)
     liver = _round_max(depth + 2.5, 0.84 * x + 0.4 * (y + 20.0) - 0.35 * (z + 120.0) - 8.0 + 14.0 * wave, 12.0)
     hu = _mix(hu, 57.0 + 4.0 * grain, liver, edge)
@@ -244,7 +250,7 @@ def _outside(b, z, y, x, edge):
 
 
 @njit(cache=True, nogil=True)
-def _sample(b, table, z, y, x, edge):
+def _sample(b, noise, z, y, x, edge):
     """HU at one point, without tubes, nodules and noise."""
     hu = _outside(b, z, y, x, edge)
     z, y, x = _straight(b, z, y, x)
@@ -252,17 +258,17 @@ def _sample(b, table, z, y, x, edge):
     if body > edge:
         return hu
     p = b.phase
-    wave = _texture(table, z / 31.0 + p, y / 31.0 + p, x / 31.0 + p)
+    wave = _wave(b, noise, z, y, x)
     cage = _cage(z, y, x) + 1.6 * wave
     if cage > -edge:
         hu = _mix(_mix(hu, 12.0, body, edge), FAT + 6.0 * wave, body + 2.0, edge)
         layer = b.fat * (1.0 + 0.35 * wave - 0.4 * _step(40.0, 100.0, y) + 0.3 * _step(-40.0, -90.0, z))
         muscle = min(body + layer, cage - 11.0)
         if muscle < edge:
-            grain = _texture(table, z / 9.0 + p, y / 6.0, x / 6.0 - p)
+            grain = _texture(noise, z / 9.0 + p, y / 6.0, x / 6.0 - p)
             hu = _mix(hu, MUSCLE - 14.0 * max(0.0, grain), muscle, edge)
             # Fat in the armpits, and in planes between the muscles: where a smooth noise is near zero.
-            plane = abs(_texture(table, z / 45.0 - p, (y - 0.6 * x) / 27.0, (x + 0.6 * y) / 31.0 + p)) * 22.0
+            plane = abs(_texture(noise, z / 45.0 - p, (y - 0.6 * x) / 27.0, (x + 0.6 * y) / 31.0 + p)) * 22.0
             plane -= 1.0 + 1.6 * max(0.0, wave)
             plane = max(min(plane, abs(cage - 12.5) - 0.5), 12.0 - cage, 4.0 + body + layer)
             pit = _ellipsoid(z, y, abs(x), 62.0, -12.0, 120.0, 50.0, 30.0, 24.0) + 9.0 * wave + 5.0 * grain
@@ -276,13 +282,13 @@ def _sample(b, table, z, y, x, edge):
     heart = _heart(b, z, y, x) + 2.0 * wave
     dome = _dome(b, z, y, x, left) + 2.5 * wave
     lung = _lung(b, z, y, x, left, cage, heart, dome, wave)
-    grain = _texture(table, z / 5.0 + p, y / 5.0, x / 5.0 - p)
+    grain = _texture(noise, z / 5.0 + p, y / 5.0, x / 5.0 - p)
     if lung > -edge:
         inner = -95.0 + 12.0 * grain
         inner = _mix(inner, BLOOD + 3.0 * grain, heart + 3.0, edge)
         depth = min(dome, _dome(b, z, y, x, not left) + 2.5 * wave)
         if depth < edge:
-            inner = _abdomen(inner, b, table, z, y, x, depth, wave, grain, edge)
+            inner = _abdomen(inner, b, noise, z, y, x, depth, wave, grain, edge)
         if y > 45.0 and abs(x) < 40.0:
             inner = _spine(inner, z, y, x, grain, edge)
         hu = _mix(hu, inner, cage, edge)
@@ -295,22 +301,22 @@ def _sample(b, table, z, y, x, edge):
 
 
 @njit(cache=True, nogil=True)
-def _render(b, table, origin, row, column, edge, out):
-    """Sample a lattice: point = origin + i * column + j * row, [z, y, x]."""
+def render_lattice(b, noise, origin, row, column, edge, out):
+    """HU at the points of a lattice: point = origin + i * column + j * row, [z, y, x]."""
     for i in range(out.shape[0]):
         for j in range(out.shape[1]):
             z = origin[0] + i * column[0] + j * row[0]
             y = origin[1] + i * column[1] + j * row[1]
             x = origin[2] + i * column[2] + j * row[2]
-            out[i, j] = _sample(b, table, z, y, x, edge)
+            out[i, j] = _sample(b, noise, z, y, x, edge)
 
 
 @njit(cache=True, nogil=True)
-def _lung_distances(b, table, points, out):
+def lung_distances(b, noise, points, out):
     """Distances to the right lung, the left lung and the inner chest wall, (n, 3) -> (n, 3); negative inside."""
     for n in range(len(points)):
         z, y, x = _straight(b, points[n, 0], points[n, 1], points[n, 2])
-        wave = _texture(table, z / 31.0 + b.phase, y / 31.0 + b.phase, x / 31.0 + b.phase)
+        wave = _wave(b, noise, z, y, x)
         cage, heart = _cage(z, y, x) + 1.6 * wave, _heart(b, z, y, x) + 2.0 * wave
         for left in range(2):
             dome = _dome(b, z, y, x, left == 1) + 2.5 * wave
@@ -319,7 +325,7 @@ def _lung_distances(b, table, points, out):
 
 
 @njit(cache=True, nogil=True)
-def _lung_slice(b, table, z_mm, ys, xs, out):
+def label_lungs(b, noise, z_mm, ys, xs, out):
     """Lung labels of one axial plane: 1 right, 2 left."""
     for i in range(len(ys)):
         for j in range(len(xs)):
@@ -327,7 +333,7 @@ def _lung_slice(b, table, z_mm, ys, xs, out):
             cage = _cage(z, y, x)
             if cage > 4.0:
                 continue
-            wave = _texture(table, z / 31.0 + b.phase, y / 31.0 + b.phase, x / 31.0 + b.phase)
+            wave = _wave(b, noise, z, y, x)
             cage += 1.6 * wave
             left = x > _middle(b, wave)
             heart, dome = _heart(b, z, y, x) + 2.0 * wave, _dome(b, z, y, x, left) + 2.5 * wave

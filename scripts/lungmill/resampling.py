@@ -178,6 +178,4 @@ def _prefilter(block, positions):
     for plane in block:
         solve_columns(plane, along_rows.lower, along_rows.upper, along_rows.inverse_diagonal)
         solve_rows(plane, along_columns.lower, along_columns.upper, along_columns.inverse_diagonal)
-    solve_columns(
-        block.reshape(slices, -1), along_slices.lower, along_slices.upper, along_slices.inverse_diagonal
-    )
+    solve_columns(block.reshape(slices, -1), along_slices.lower, along_slices.upper, along_slices.inverse_diagonal)

@@ -1,4 +1,8 @@
-"""Vessels, airways and nodules of the synthetic chest: capsules, how they grow, and how they are drawn."""
+"""Vessels, airways, clavicles and nodules of the synthetic chest: sets of capsules, and how a patient's are drawn.
+
+A set is float64 (n, 8), a row per capsule: z0 y0 x0 z1 y1 x1 r0 r1, mm in the patient's frame. A nodule is one of
+length zero. `cover` renders a set; it calls no other kernel.
+"""
 
 from math import floor, sqrt
 from typing import NamedTuple
@@ -33,6 +37,8 @@ CLAVICLES = tuple(
     ((68.0, -76.0, 24.0 * side, 7.0), (92.0, -70.0, 80.0 * side, 5.0), (112.0, -34.0, 150.0 * side, 6.0))
     for side in (-1, 1)
 )
+# Boxes around the right and the left lung, [z, y, x], in which the ends of branches are drawn.
+LUNG_BOXES = (((-185, -110, -145), (105, 115, 5)), ((-185, -110, -5), (105, 115, 145)))
 
 
 class Nodule(NamedTuple):
@@ -45,11 +51,12 @@ class Nodule(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def _cover(share, tubes, origin, row, column, step_row, step_column, edge):
-    """Share of each sample that lies in a set of capsules (rows of z0 y0 x0 z1 y1 x1 r0 r1), the largest over the set.
+def cover(share, tubes, origin, row, column, step_row, step_column, edge):
+    """Set `share` to the part of each sample that lies in a set of capsules, the largest over the set.
 
     `row` and `column` are unit vectors. Only the samples in a capsule's bounding box on the lattice are visited.
     """
+    share[:] = 0.0
     nz, ny = row[1] * column[2] - row[2] * column[1], row[2] * column[0] - row[0] * column[2]
     nx = row[0] * column[1] - row[1] * column[0]
     for n in range(len(tubes)):
@@ -85,8 +92,77 @@ def _cover(share, tubes, origin, row, column, step_row, step_column, edge):
                     share[i, j] = part
 
 
+def sphere(nodule):
+    """A nodule as a set of one capsule."""
+    radius = nodule.diameter_mm / 2
+    return np.array([[*nodule.center_mm, *nodule.center_mm, radius, radius]])
+
+
+def mediastinal_tubes(build):
+    """The sets that every patient has by the same table: great vessels, bones, trachea and main bronchi."""
+    lumens = _chain(build, AIRWAYS)
+    walls = _walled(lumens)
+    return {
+        "great": _chain(build, GREAT_VESSELS),
+        "bones": _chain(build, CLAVICLES),
+        "walls": walls,
+        "lumens": lumens,
+        "main_walls": walls,
+        "main_lumens": lumens,
+    }
+
+
+def add_branches(rng, anatomy):
+    """Grow vessels and bronchi into both lungs: a new set "vessels", and more capsules in "walls" and "lumens"."""
+    tubes, vessels, bronchi = anatomy.tubes, [], []
+    for side, (low, high) in enumerate(LUNG_BOXES):
+        points = rng.uniform(low, high, (8000, 3))
+        inside = points[anatomy.lung_distances(points)[:, side] < -3.0]
+        for root, share, tip, trees in (
+            (HILUM["artery"][side], 0.34, 0.64, vessels),
+            (HILUM["vein"][side], 0.24, 0.64, vessels),
+            (AIRWAYS[1 + side][-1][:3], 0.012, 1.0, bronchi),
+        ):
+            chosen = inside[rng.random(len(inside)) < share]
+            branches = np.array(_grow(rng, _placed(anatomy.build, [root])[0], chosen, tip))
+            if trees is bronchi:  # the larger ones, and none that cuts a corner through the heart
+                ends = anatomy.lung_distances(branches[:, 3:6])[:, side]
+                branches = branches[(branches[:, 7] > 1.2) & (ends < -2.0)]
+            trees.append(branches)
+    bronchi = np.concatenate(bronchi)
+    tubes["vessels"] = np.concatenate(vessels)
+    tubes["walls"] = np.concatenate([tubes["walls"], _walled(bronchi)])
+    tubes["lumens"] = np.concatenate([tubes["lumens"], bronchi])
+
+
+def draw_nodules(rng, anatomy):
+    """3 to 5 nodules: the first touches the pleura, the others lie free, away from one another and large vessels."""
+    nodules, wanted = [], int(rng.integers(3, 6))
+    thick = np.concatenate([anatomy.tubes[name] for name in ("vessels", "walls", "great")])
+    thick = thick[thick[:, 6] > 1.5]
+    while len(nodules) < wanted:
+        pleural = not nodules
+        diameter = float(rng.uniform(9, 18)) if pleural else float(np.exp(rng.uniform(np.log(4.5), np.log(19))))
+        radius = diameter / 2
+        points = rng.uniform((-140, -90, -130), (75, 95, 130), (500, 3))
+        lungs = anatomy.lung_distances(points)
+        depth, wall = lungs[:, :2].min(axis=1), lungs[:, 2]
+        if pleural:  # most of it in the lung, its far side 0.3 to 0.5 radii into the chest wall
+            fits = (-0.7 * radius < depth) & (depth < -0.5 * radius) & (np.abs(depth - wall) < 0.5)
+        else:
+            fits = depth < -(radius + 4)
+        for point in points[fits]:
+            if all(np.linalg.norm(point - n.center_mm) > radius + n.diameter_mm / 2 + 12 for n in nodules) and (
+                pleural or _clearance(point, thick) > radius + 1
+            ):
+                hu = float(rng.uniform(25, 55))
+                nodules.append(Nodule(tuple(float(mm) for mm in point), diameter, hu, pleural))
+                break
+    return nodules
+
+
 def _placed(build, points):
-    """Points [z, y, x] of the standard trunk in the patient's frame: the inverse of `_straight`."""
+    """Points [z, y, x] of the standard trunk in the patient's frame: the inverse of `phantom_shapes._straight`."""
     z, y, x = np.array(points, dtype=np.float64).T
     y = y - build.bend * ((z + 40) / 150) ** 2
     return np.stack([z * build.scale_z, y * build.scale_y, (x + build.middle) * build.scale_x], axis=1)
@@ -104,18 +180,6 @@ def _chain(build, paths):
 def _walled(tubes):
     """The same tubes with the airway's wall around them."""
     return np.concatenate([tubes[:, :6], tubes[:, 6:] * 1.1 + 0.6], axis=1)
-
-
-def _mediastinal_tubes(build):
-    lumens = _chain(build, AIRWAYS)
-    walls = _walled(lumens)
-    tubes = {"great": _chain(build, GREAT_VESSELS), "bones": _chain(build, CLAVICLES), "walls": walls, "lumens": lumens}
-    return tubes | {"main_walls": walls, "main_lumens": lumens}
-
-
-def _sphere(nodule):
-    radius = nodule.diameter_mm / 2
-    return np.array([[*nodule.center_mm, *nodule.center_mm, radius, radius]])
 
 
 def _grow(rng, root, targets, tip_mm, power=0.35):
@@ -142,32 +206,6 @@ def _grow(rng, root, targets, tip_mm, power=0.35):
         cut = min(len(group) - 1, max(1, round(len(group) * rng.uniform(0.3, 0.7))))
         stack += [(end, group[part], radius, heading) for part in (order[:cut], order[cut:])]
     return rows
-
-
-def _draw_nodules(rng, anatomy):
-    """3 to 5 nodules: the first touches the pleura, the others lie free, away from one another and large vessels."""
-    nodules, wanted = [], int(rng.integers(3, 6))
-    thick = np.concatenate([anatomy.tubes[name] for name in ("vessels", "walls", "great")])
-    thick = thick[thick[:, 6] > 1.5]
-    while len(nodules) < wanted:
-        pleural = not nodules
-        diameter = float(rng.uniform(9, 18)) if pleural else float(np.exp(rng.uniform(np.log(4.5), np.log(19))))
-        radius = diameter / 2
-        points = rng.uniform((-140, -90, -130), (75, 95, 130), (500, 3))
-        lungs = anatomy.lung_distances(points)
-        depth, wall = lungs[:, :2].min(axis=1), lungs[:, 2]
-        if pleural:  # most of it in the lung, its far side 0.3 to 0.5 radii into the chest wall
-            fits = (-0.7 * radius < depth) & (depth < -0.5 * radius) & (np.abs(depth - wall) < 0.5)
-        else:
-            fits = depth < -(radius + 4)
-        for point in points[fits]:
-            if all(np.linalg.norm(point - n.center_mm) > radius + n.diameter_mm / 2 + 12 for n in nodules) and (
-                pleural or _clearance(point, thick) > radius + 1
-            ):
-                hu = float(rng.uniform(25, 55))
-                nodules.append(Nodule(tuple(float(mm) for mm in point), diameter, hu, pleural))
-                break
-    return nodules
 
 
 def _clearance(point, tubes):
