@@ -132,9 +132,10 @@ class Console(logging.Handler):
 def last_line(log):
     """The line of a log that says why: the exception, which stands last; a log that is missing or empty says so."""
     with contextlib.suppress(OSError):
-        lines = [line for line in Path(log).read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        if lines:
-            return lines[-1].strip()
+        lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
+        said = [line.strip() for line in lines if line.strip() and not line.startswith("INFO ")]
+        if said:
+            return said[-1]
     return "killed or stopped before it wrote a log (out of memory?)"
 
 

@@ -1,8 +1,10 @@
 """What every script does first: keep to its threads, write its log, and say in one line why it failed."""
 
+import atexit
 import fcntl
 import logging
 import os
+import resource
 import sys
 import traceback
 import warnings
@@ -27,11 +29,19 @@ def start(snakemake):
     warnings.simplefilter("default")
     logging.info("rule %s, %s", snakemake.rule, dict(snakemake.wildcards.items()) or "cohort")
     sys.excepthook = _log_exception
+    atexit.register(_log_usage)
 
 
 def _log_exception(kind, error, trace):
     """Write the traceback to the log, its last line being why; the terminal gets that line at the end of the run."""
     logging.error("failed\n%s", "".join(traceback.format_exception(kind, error, trace)).rstrip())
+
+
+def _log_usage():
+    """Log what the process used. Snakemake's benchmark samples from outside and misses most of a job under a second."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    logging.info("used %.2f s of CPU, %.1f MB at most", used.ru_utime + used.ru_stime, used.ru_maxrss * unit / 1e6)
 
 
 def _share_jobs_lock():

@@ -1,6 +1,8 @@
 """The demo cohort through the whole workflow, against the anatomy it was made from."""
 
 import csv
+import json
+import re
 import warnings
 
 import bcolz
@@ -132,6 +134,18 @@ def test_the_examples_of_the_readme_run(results, monkeypatch, capsys, block):
     exec(code, {"zarr": zarr, "bcolz": bcolz, "h5py": h5py, "numpy": np})
     if block == 1:
         assert len(capsys.readouterr().out.splitlines()) == len(open_cohort(results).select(split="train"))
+
+
+def test_the_report_knows_what_every_stage_took(results):
+    page = (results / "report" / "index.html").read_text(encoding="utf-8")
+    (timings,) = re.findall(r'<script type="application/json" id="timings">(.*)</script>', page)
+    measured = json.loads(timings)
+    assert set(measured["patients"]) == set(PATIENTS)
+    for patient in ACCEPTED:
+        stages = {measured["stages"][stage]: values for stage, *values in measured["patients"][patient]}
+        assert len(stages) == 9  # demo, index, resample, segment, four stores, patches
+        for seconds, cpu_seconds, megabytes in stages.values():
+            assert 0 < seconds < 300 and 0.05 < cpu_seconds < 300 and 30 < megabytes < 4000
 
 
 def test_few_files_per_patient(results):

@@ -40,6 +40,8 @@ from lungmill.version import __version__
 OPEN_CARDS = 30  # with more patients than this every card starts closed
 MANY = 300  # with more patients than this the pictures are smaller, so that 1,600 accepted ones are about 70 MB
 FINE, SMALL = (900, 80), (640, 70)  # width in pixels and WebP quality
+# What a job says at its end, in its log (scripts/_job.py).
+USED = re.compile(r"used ([\d.]+) s of CPU, ([\d.]+) MB at most$", re.MULTILINE)
 STAGES = {
     "demo": "Make the demo scans",
     "index": "Read and judge",
@@ -186,12 +188,19 @@ def _timings(logs, rows):
 
 
 def _benchmark(file):
-    """Seconds, CPU seconds and MB of the last run in a Snakemake benchmark; None where it holds no number."""
+    """Seconds, CPU seconds and MB of the last run in a Snakemake benchmark; None where it holds no number.
+
+    CPU and memory are taken from the job's own log where it says them: Snakemake samples, and misses short jobs.
+    """
     lines = [line.split("\t") for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line]
     if len(lines) < 2:
         return None
     cells = dict(zip(lines[0], lines[-1], strict=False))
     values = [number(cells.get(key)) for key in ("s", "cpu_time", "max_rss")]
+    log = file.with_suffix(".log")
+    used = USED.findall(log.read_text(encoding="utf-8", errors="replace")) if log.is_file() else []
+    if used:
+        values[1:] = map(float, used[-1])
     return values if any(value is not None for value in values) else None
 
 
