@@ -2,12 +2,10 @@
 
 import csv
 
-import bcolz
-import h5py
 import numpy as np
 import pytest
-import zarr
 from references import scipy_linear, simpleitk_linear
+from stores import EVERY_FORMAT, assert_stores_equal_arrays
 from workspace import Workspace
 
 from lungmill import Grid
@@ -21,7 +19,7 @@ def results(tmp_path_factory, real_data):
     workspace = Workspace(tmp_path_factory.mktemp("real"))
     table = workspace.folder / "patients.tsv"
     table.write_text("patient\tdicom\n" + "".join(f"{name}\t{real_data / name}\n" for name in PATIENTS))
-    workspace.run(patients=table, pack="{formats: [zarr, bcolz, hdf5, npz]}")
+    workspace.run(patients=table, pack=EVERY_FORMAT)
     return workspace.results
 
 
@@ -83,12 +81,4 @@ def test_what_readers_outlined_is_inside_the_mask(results, real_data):
 
 @pytest.mark.parametrize("patient", PATIENTS)
 def test_all_stores_hold_the_same_arrays(results, patient):
-    for name, folder in (("image", "volumes"), ("mask", "masks")):
-        expected, _ = load(results, patient, folder)
-        np.testing.assert_array_equal(zarr.open_group(results / "cohort.zarr", mode="r")[patient][name][:], expected)
-        np.testing.assert_array_equal(
-            bcolz.open(str(results / "bcolz" / f"{patient}.bcolz"), mode="r")[name][:], expected
-        )
-        with h5py.File(results / "hdf5" / f"{patient}.h5") as store:
-            np.testing.assert_array_equal(store[name][:], expected)
-        np.testing.assert_array_equal(np.load(results / "npz" / f"{patient}.npz")[name], expected)
+    assert_stores_equal_arrays(results, patient)

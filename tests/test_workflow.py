@@ -2,17 +2,15 @@
 
 import shutil
 
-import bcolz
 import h5py
 import numpy as np
 import pytest
-import zarr
 from dicom_files import chest_like, stack, write_series
+from stores import EVERY_FORMAT, FORMATS, assert_stores_equal_arrays
 from workspace import Workspace
 
 from lungmill.files import read_json, read_tsv
 
-EVERY_FORMAT = "{formats: [zarr, bcolz, hdf5, npz]}"
 PER_PATIENT = {"index", "resample", "segment", "pack_zarr", "patches"}
 TABLES = {"verdicts", "cohort", "dataset", "report"}
 
@@ -78,19 +76,9 @@ def test_logs_and_benchmarks_stand_side_by_side(workspace):
 
 def test_one_more_format_computes_only_that_and_all_formats_hold_the_same(workspace, cohort):
     outcome = workspace.run(dicom=cohort, pack=EVERY_FORMAT)
-    assert outcome.rules == {"pack_bcolz", "pack_hdf5", "pack_npz", "cohort", "dataset", "report"}
-    results = workspace.results
+    assert outcome.rules == {f"pack_{name}" for name in FORMATS[1:]} | {"cohort", "dataset", "report"}
     for patient in ("anna", "bert"):
-        for name, folder in (("image", "volumes"), ("mask", "masks")):
-            expected = np.load(results / folder / f"{patient}.npy")
-            stores = {
-                "zarr": zarr.open_group(results / "cohort.zarr", mode="r")[patient],
-                "bcolz": bcolz.open(str(results / "bcolz" / f"{patient}.bcolz"), mode="r"),
-                "hdf5": h5py.File(results / "hdf5" / f"{patient}.h5"),
-                "npz": np.load(results / "npz" / f"{patient}.npz"),
-            }
-            for store in stores.values():
-                np.testing.assert_array_equal(store[name][:], expected)
+        assert_stores_equal_arrays(workspace.results, patient)
     assert len(workspace.run(dicom=cohort).jobs) == 3  # back to zarr alone: the tables
 
 

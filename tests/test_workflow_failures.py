@@ -8,6 +8,7 @@ import pydicom
 import pytest
 from dicom_files import chest_like, stack, write_series
 from pydicom.encaps import encapsulate
+from stores import EVERY_FORMAT
 from workspace import Workspace
 
 KILLS = 4
@@ -26,7 +27,7 @@ def uninterrupted(tmp_path_factory, cohort):
     """Digests of a run that nothing disturbed, and how long it took."""
     workspace = Workspace(tmp_path_factory.mktemp("whole"))
     start = time.monotonic()
-    workspace.run(dicom=cohort, pack="{formats: [zarr, bcolz, hdf5, npz]}")
+    workspace.run(dicom=cohort, pack=EVERY_FORMAT)
     return workspace.digests(), time.monotonic() - start
 
 
@@ -34,7 +35,7 @@ def uninterrupted(tmp_path_factory, cohort):
 def test_killed_again_and_again_it_still_ends_with_the_same_bytes(tmp_path, cohort, uninterrupted, whole_group):
     expected, seconds = uninterrupted
     workspace = Workspace(tmp_path / "work")
-    settings = {"dicom": cohort, "pack": "{formats: [zarr, bcolz, hdf5, npz]}"}
+    settings = {"dicom": cohort, "pack": EVERY_FORMAT}
     moments = np.random.default_rng(7).uniform(0.2, 0.7, KILLS) * seconds
     busy = [workspace.run_and_kill(moment, whole_group, **settings) for moment in moments]
     assert any(busy)

@@ -197,7 +197,12 @@ def _ome_metadata(names, spacing_mm, origin_mm):
 
 def _write_bcolz(path, arrays, attributes, level, chunk, threads):
     """A bcolz table on disk, of two columns; a row is a slice, a chunk is some slices."""
-    import bcolz
+    try:
+        import bcolz
+    except ModuleNotFoundError as error:
+        raise LungmillError(
+            "pack.formats: bcolz needs the package bcolz-zipline; Python 3.13 and later need a C compiler to build it"
+        ) from error
 
     del threads  # more than one would write the blocks of a chunk in the order in which they finish
     before = bcolz.set_nthreads(1)
