@@ -72,7 +72,7 @@ def pack_settings(store):
 def tell_where_to_look():
     """The last line of a run that did something."""
     rejected = len(PATIENTS) - len(accepted())
-    print(f"{len(PATIENTS)} patients, {rejected} rejected. Look at {RESULTS}/report/index.html", file=sys.stderr)
+    print(f"Patients: {len(PATIENTS)}, rejected: {rejected}. Look at {RESULTS}/report/index.html", file=sys.stderr)
 
 
 def product_file(name):
