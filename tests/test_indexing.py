@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pydicom
 import pytest
 from dicom_files import AXIAL, chest_like, new_slice, plane_points, save, stack, write_series
 
@@ -79,7 +80,7 @@ def test_unsupported_syntax(tmp_path):
     good_series(tmp_path)
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0"))
-    assert index(tmp_path)["reason"] in {"unsupported_transfer_syntax", "unreadable"}
+    assert index(tmp_path)["reason"] == "unsupported_transfer_syntax"
 
 
 def test_a_folder_may_hold_anything_else(tmp_path):
@@ -114,6 +115,42 @@ def test_an_original_series_is_taken_before_a_longer_derived_one(tmp_path):
     good_series(tmp_path / "derived", count=20, SeriesInstanceUID=OTHER_SERIES, ImageType=["DERIVED", "SECONDARY"])
     good_series(tmp_path / "original", count=12)
     assert len(index(tmp_path)["slices"]) == 12
+
+
+def test_one_slice_is_no_volume_however_few_are_allowed(tmp_path):
+    good_series(tmp_path, count=1)
+    assert index(tmp_path, settings={"min_slices": 1})["reason"] == "too_few_slices"
+
+
+@pytest.mark.parametrize("claim", [4097, 65535])
+def test_a_matrix_that_no_scanner_has_is_not_allocated(tmp_path, claim):
+    good_series(tmp_path)
+    for path in tmp_path.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.compress(pydicom.uid.RLELossless)
+        dataset.Rows = dataset.Columns = claim
+        save(dataset, path)
+    assert index(tmp_path)["reason"] == "unreadable"
+
+
+def test_rescale_of_each_slice(tmp_path):
+    for number, place in enumerate(stack((-24, -24, 0), (0, 0, 2), 12)):
+        slope, intercept = 1 + number, -1024 + 3 * number
+        truth = np.rint(chest_like(plane_points(place, AXIAL, (1, 1), 48, 48)))
+        stored = np.rint((truth - intercept) / slope).astype(np.int16)
+        save(
+            new_slice(place, stored=stored, number=number, RescaleSlope=slope, RescaleIntercept=intercept),
+            tmp_path / str(number),
+        )
+    for number, plane in enumerate(read_series(tmp_path)):
+        truth = chest_like(plane_points((-24, -24, 2 * number), AXIAL, (1, 1), 48, 48))
+        assert np.abs(plane - truth).max() <= (1 + number) / 2 + 1
+
+
+@pytest.mark.parametrize("kind, slope, accepted", [("US", 1, True), ("HU", 40, False), ("MGML", 40, False)])
+def test_values_not_their_declared_unit_decide(tmp_path, kind, slope, accepted):
+    good_series(tmp_path, RescaleType=kind, RescaleSlope=slope)
+    assert index(tmp_path)["reason"] == (None if accepted else "implausible_hu")
 
 
 def test_exact_copies_are_dropped(tmp_path):

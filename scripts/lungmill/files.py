@@ -58,11 +58,18 @@ def _json(value, depth):
         return "{\n" + ",\n".join(rows) + "\n" + "  " * depth + "}"
     if isinstance(value, (list, tuple)) and any(isinstance(item, (dict, list, tuple)) for item in value):
         if depth >= 2:  # rows of a table: one line each
-            rows = [pad + json.dumps(item, ensure_ascii=False, allow_nan=False) for item in value]
+            rows = [pad + _dumps(item) for item in value]
         else:
             rows = [pad + _json(item, depth + 1) for item in value]
         return "[\n" + ",\n".join(rows) + "\n" + "  " * depth + "]"
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return _dumps(value)
+
+
+def _dumps(value):
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        return json.dumps(value, allow_nan=False)  # names of files with bytes that are no UTF-8: escaped
+    return text
 
 
 def read_json(path):
@@ -115,16 +122,25 @@ def list_files(folder):
         seen.add(real)
         try:
             entries = sorted(os.scandir(where), key=lambda entry: entry.name)
-        except PermissionError:
+        except OSError:
+            if not relative and not os.path.isdir(where):  # noqa: PTH112
+                raise
             yield relative or "."
             return
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             name = f"{relative}/{entry.name}" if relative else entry.name
-            if entry.is_dir():
+            if _is_folder(entry):
                 yield from walk(name, depth + 1)
             else:
                 yield name
 
     yield from walk("", 0)
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False

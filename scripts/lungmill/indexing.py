@@ -7,7 +7,7 @@ import numpy as np
 from lungmill.dicom.candidate import find_candidates
 from lungmill.dicom.folder import read_folder
 from lungmill.dicom.pixels import read_hounsfield
-from lungmill.errors import DicomError
+from lungmill.errors import DicomError, printable
 from lungmill.identity import hash_uid
 from lungmill.progress import bar
 from lungmill.version import __version__
@@ -44,7 +44,7 @@ def index(folder, patient: str | None = None, settings: dict | None = None, seri
         verdict |= _describe(chosen)
     else:
         verdict |= {"status": "rejected", **_why_none(content, candidates, series_uid)}
-    verdict["candidates"] = [candidate.describe(candidate is chosen) for candidate in candidates]
+    verdict["candidates"] = [candidate.describe(chosen) for candidate in candidates]
     verdict["files"] = {
         "dicom": len(content.headers),
         "not_dicom": len(content.not_dicom),
@@ -90,7 +90,7 @@ def _why_none(content, candidates, series_uid):
         reason, detail = "no_ct_series", "the series_uid of the patients table is not in the folder"
     elif content.unreadable:
         reason = "unreadable"
-        detail = f"{len(content.unreadable)} files cannot be read, {content.unreadable[0]} the first"
+        detail = f"{len(content.unreadable)} files cannot be read, {printable(content.unreadable[0])} the first"
     else:
         reason, detail = "no_dicom", f"no DICOM file among {len(content.not_dicom)} files"
     return {"reason": reason, "detail": detail, "warnings": []}
@@ -145,18 +145,21 @@ def _slice_record(header):
     """One line of the verdict's `slices`: all that `lungmill.dicom.pixels.read_hounsfield` needs to know."""
     return {
         "file": header.file,
-        "frame": 0,
+        "frame": header.frame,
+        "frames": header.frames,
         "position": list(header.position),
         "rows": header.rows,
         "columns": header.columns,
         "transfer_syntax": header.transfer_syntax,
         "offset": header.pixels.offset,
+        "item": header.item,
         "bits_allocated": header.bits_allocated,
         "bits_stored": header.bits_stored or header.bits_allocated,
         "high_bit": (header.bits_stored or header.bits_allocated) - 1 if header.high_bit is None else header.high_bit,
         "signed": header.signed,
         "slope": header.slope,
         "intercept": header.intercept,
+        "lut": header.lut,
         "padding": None if header.padding is None else list(header.padding),
     }
 

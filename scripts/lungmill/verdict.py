@@ -2,8 +2,9 @@
 
 - `status`: accepted or rejected; `reason`: None or a code of `REASONS`; `detail`: the reason in words, with numbers
 - `warnings`: list of {code, detail}, codes of `WARNINGS`
-- `candidates`: every group of files that might have been the scan, best first: hashed series, number of slices,
-  orientation, step, and whether it was chosen or why not
+- `candidates`: every group of slices that might have been the scan, best first: hashed series, number of slices,
+  orientation, step, whether original, and whether it was chosen or, in `detail`, why not. Best is what is usable, CT,
+  no localizer, original, axial, has most slices, then the smallest step, then comes first by hashed UID
 - `files`: how many files are DICOM, are not, cannot be read
 
 and for an accepted one:
@@ -11,8 +12,9 @@ and for an accepted one:
 - `series`: hashed UID, vendor, transfer syntax, thickness, kVp, size of its files
 - `geometry`: nearest orientation, `directions` (ImageOrientationPatient made exact), `pixel_spacing` (between rows,
   between columns), `shape` (slices, rows, columns), median `step_mm`, `tilt_degrees`
-- `slices`: in order along the normal: file and frame, position (ImagePositionPatient: x, y, z in LPS mm), and what
-  decoding needs: matrix, transfer syntax, offset of the pixel data, bits, sign, rescale slope and intercept, padding
+- `slices`: in order along the normal: file, frame (from 0) and how many the file has, position (ImagePositionPatient:
+  x, y, z in LPS mm), and what decoding needs: matrix, transfer syntax, offset of the pixel data (None where deflated),
+  bits, sign, rescale slope and intercept, whether a Modality LUT takes their place, padding as a closed range
 """
 
 REASONS = {

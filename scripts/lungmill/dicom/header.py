@@ -1,15 +1,18 @@
 """One DICOM file's header, reduced to the technical attributes that lungmill needs and is allowed to keep."""
 
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
+from pydicom.datadict import dictionary_VR
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import UID
+from pydicom.tag import Tag
+from pydicom.uid import UID, MediaStorageDirectoryStorage
 
-from lungmill.dicom.stream import PixelData, locate_pixel_data
+from lungmill.dicom.scan import scan_header
+from lungmill.dicom.stream import PixelData, locate_pixel_data, open_regular, parse_header
+from lungmill.dicom.values import read_codes, read_integer, read_number, read_numbers, read_text, unless_broken
 from lungmill.errors import DicomError
 
 # Everything that is read from a header. What is not named here cannot leave the input.
@@ -44,8 +47,11 @@ KEYWORDS = [
     "PixelPaddingRangeLimit",
     "RescaleIntercept",
     "RescaleSlope",
+    "ModalityLUTSequence",
     "LossyImageCompression",
 ]
+
+TAGS = {Tag(keyword): dictionary_VR(keyword) for keyword in KEYWORDS}
 
 CT_IMAGE_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2": "CT Image Storage",
@@ -59,7 +65,12 @@ FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What one file says of itself. Vectors are in DICOM's order (x, y, z), LPS mm; absent attributes are None."""
+    """What one file, or one frame of it, says of itself; absent attributes are None.
+
+    Vectors are in DICOM's order (x, y, z), LPS mm. `frames` is how many the file holds, `frame` (from 0) and `stack`
+    which one this is (see `lungmill.dicom.multiframe`); `item`: where the compressed bytes of one frame of several lie,
+    if they are one item. `lut`: a Modality LUT takes the place of the rescale.
+    """
 
     file: str
     size: int
@@ -93,6 +104,11 @@ class Header:
     padding: tuple[int, int] | None
     lossy: bool
     pixels: PixelData | None
+    frame_of_reference: str | None = None
+    lut: bool = False
+    frame: int = 0
+    item: int | None = None
+    stack: str | None = None
 
     @property
     def is_ct(self):
@@ -111,74 +127,82 @@ class Header:
 
 
 def read_header(root, file: str) -> Header | None:
-    """Read the header of `root/file`, or return None where the file is no DICOM file.
+    """Read the header of `root/file`, or return None where it is no DICOM file, or no file.
 
     Pixel data are located and measured, not read. Raises DicomError('unreadable') for a DICOM file that
     cannot be parsed and OSError for one that cannot be opened.
     """
-    path = Path(root) / file
-    with path.open("rb") as stream:
+    stream = open_regular(Path(root) / file)
+    if stream is None:
+        return None
+    with stream:
         start = stream.read(132)
         has_preamble = start[128:] == b"DICM"
         if not has_preamble and not start.startswith(FIRST_GROUPS):
             return None
-        stream.seek(0)
         try:
-            dataset = pydicom.dcmread(
-                stream, stop_before_pixels=True, force=not has_preamble, specific_tags=list(KEYWORDS)
-            )
+            scanned = scan_header(stream, TAGS) if has_preamble else None
+            if scanned is not None:
+                return _header(file, *scanned, stream=stream)
+            stream.seek(0)
+            dataset = parse_header(stream, not has_preamble, TAGS)
             if not has_preamble and not any(keyword in dataset for keyword in ("SOPClassUID", "Modality", "Rows")):
                 return None
-            return _header(file, dataset, stream)
+            syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
+            implicit, little = dataset.original_encoding
+            return _header(file, dataset, syntax or _guess_syntax(implicit, little), implicit, little, stream)
         except (DicomError, OSError):
             raise
         except InvalidDicomError:
             return None
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError, struct.error, EOFError,
-                NotImplementedError, OverflowError, RecursionError) as error:  # fmt: skip
+        except Exception as error:  # pydicom raises anything for broken elements
             # The text of pydicom's own message may hold header values, so only its kind is passed on.
             raise DicomError("unreadable", f"{file} cannot be parsed ({type(error).__name__})") from error
 
 
-def _header(file, dataset, stream):
-    syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
-    implicit, little = dataset.original_encoding
-    if syntax is None:
-        syntax = _guess_syntax(implicit, little)
+def _header(file, dataset, syntax, implicit, little, stream):
     return Header(
         file=file,
         size=os.fstat(stream.fileno()).st_size,
-        sop_class=_text(dataset, "SOPClassUID"),
-        sop_instance=_text(dataset, "SOPInstanceUID"),
-        series_uid=_text(dataset, "SeriesInstanceUID"),
-        modality=_text(dataset, "Modality"),
-        manufacturer=_text(dataset, "Manufacturer"),
-        image_type=tuple(str(value).upper() for value in _values(dataset, "ImageType")),
+        sop_class=read_text(dataset, "SOPClassUID") or _directory_class(dataset),
+        sop_instance=read_text(dataset, "SOPInstanceUID"),
+        series_uid=read_text(dataset, "SeriesInstanceUID"),
+        modality=read_text(dataset, "Modality"),
+        manufacturer=read_text(dataset, "Manufacturer"),
+        image_type=read_codes(dataset, "ImageType"),
         transfer_syntax=str(syntax),
-        acquisition=_unless_broken(_integer, dataset, "AcquisitionNumber"),
-        instance=_unless_broken(_integer, dataset, "InstanceNumber"),
-        frames=_integer(dataset, "NumberOfFrames") or 1,
-        rows=_integer(dataset, "Rows"),
-        columns=_integer(dataset, "Columns"),
-        samples=_integer(dataset, "SamplesPerPixel") or 1,
-        photometric=_text(dataset, "PhotometricInterpretation"),
-        position=_numbers(dataset, "ImagePositionPatient", 3),
-        orientation=_numbers(dataset, "ImageOrientationPatient", 6),
-        pixel_spacing=_numbers(dataset, "PixelSpacing", 2),
-        thickness=_unless_broken(_number, dataset, "SliceThickness"),
-        kvp=_unless_broken(_number, dataset, "KVP"),
-        tilt=_unless_broken(_number, dataset, "GantryDetectorTilt"),
-        patient_position=_text(dataset, "PatientPosition"),
-        bits_allocated=_integer(dataset, "BitsAllocated"),
-        bits_stored=_integer(dataset, "BitsStored"),
-        high_bit=_integer(dataset, "HighBit"),
-        signed=_integer(dataset, "PixelRepresentation") == 1,
-        slope=_number(dataset, "RescaleSlope", 1.0),
-        intercept=_number(dataset, "RescaleIntercept", 0.0),
+        acquisition=unless_broken(read_integer, dataset, "AcquisitionNumber"),
+        instance=unless_broken(read_integer, dataset, "InstanceNumber"),
+        frames=max(read_integer(dataset, "NumberOfFrames") or 1, 1),
+        rows=read_integer(dataset, "Rows"),
+        columns=read_integer(dataset, "Columns"),
+        samples=read_integer(dataset, "SamplesPerPixel") or 1,
+        photometric=read_text(dataset, "PhotometricInterpretation"),
+        position=read_numbers(dataset, "ImagePositionPatient", 3),
+        orientation=read_numbers(dataset, "ImageOrientationPatient", 6),
+        pixel_spacing=read_numbers(dataset, "PixelSpacing", 2),
+        thickness=unless_broken(read_number, dataset, "SliceThickness"),
+        kvp=unless_broken(read_number, dataset, "KVP"),
+        tilt=unless_broken(read_number, dataset, "GantryDetectorTilt"),
+        patient_position=read_text(dataset, "PatientPosition"),
+        bits_allocated=read_integer(dataset, "BitsAllocated"),
+        bits_stored=read_integer(dataset, "BitsStored"),
+        high_bit=read_integer(dataset, "HighBit"),
+        signed=read_integer(dataset, "PixelRepresentation") == 1,
+        slope=read_number(dataset, "RescaleSlope", 1.0),
+        intercept=read_number(dataset, "RescaleIntercept", 0.0),
         padding=_padding(dataset),
-        lossy=_text(dataset, "LossyImageCompression") == "01",
+        lossy=read_text(dataset, "LossyImageCompression") == "01",
         pixels=locate_pixel_data(stream, UID(str(syntax)), implicit, little),
+        frame_of_reference=read_text(dataset, "FrameOfReferenceUID"),
+        lut=bool(dataset.get("ModalityLUTSequence")),
     )
+
+
+def _directory_class(dataset):
+    """A DICOMDIR has no SOPClassUID but in its meta header (PS3.10 7.1); other files are not judged by theirs."""
+    found = read_text(dataset.file_meta, "MediaStorageSOPClassUID") if hasattr(dataset, "file_meta") else None
+    return found if found == MediaStorageDirectoryStorage else None
 
 
 def _guess_syntax(implicit, little):
@@ -188,56 +212,21 @@ def _guess_syntax(implicit, little):
     return pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
 
 
-def _values(dataset, keyword):
-    value = dataset.get(keyword)
-    if value is None or value == "":
-        return ()
-    return tuple(value) if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) else (value,)
-
-
-def _text(dataset, keyword):
-    values = _values(dataset, keyword)
-    return str(values[0]).strip() or None if values else None
-
-
-def _number(dataset, keyword, absent=None):
-    values = _values(dataset, keyword)
-    number = float(values[0]) if values else None
-    return number if number is not None and abs(number) < 1e9 else absent
-
-
-def _integer(dataset, keyword):
-    number = _number(dataset, keyword)
-    return None if number is None else int(number)
-
-
-def _unless_broken(read, dataset, keyword):
-    """The value of an attribute that nothing depends on, None where it does not parse."""
-    try:
-        return read(dataset, keyword)
-    except (ValueError, TypeError):
-        return None
-
-
-def _numbers(dataset, keyword, count):
-    values = _values(dataset, keyword)
-    if len(values) != count:
-        return None
-    numbers = tuple(float(value) for value in values)
-    return numbers if all(abs(number) < 1e9 for number in numbers) else None
-
-
 def _padding(dataset):
     """PixelPaddingValue and PixelPaddingRangeLimit as a closed range of stored values.
 
-    Both take the sign of PixelRepresentation, but files write 63536 for -2000 (seen in LIDC-IDRI).
+    Both take the sign of PixelRepresentation, but files write 63536 for -2000 (seen in LIDC-IDRI), or the reverse.
     """
-    value = _integer(dataset, "PixelPaddingValue")
+    value = read_integer(dataset, "PixelPaddingValue")
     if value is None:
         return None
-    limit = _integer(dataset, "PixelPaddingRangeLimit")
+    limit = read_integer(dataset, "PixelPaddingRangeLimit")
     bounds = [value, value if limit is None else limit]
-    if _integer(dataset, "PixelRepresentation") == 1:
-        bits = _integer(dataset, "BitsAllocated") or 16
+    bits = read_integer(dataset, "BitsAllocated") or 16
+    if bits not in (8, 16, 32):
+        return min(bounds), max(bounds)
+    if read_integer(dataset, "PixelRepresentation") == 1:
         bounds = [bound - (1 << bits) if bound >= 1 << (bits - 1) else bound for bound in bounds]
+    else:
+        bounds = [bound + (1 << bits) if bound < 0 else bound for bound in bounds]
     return min(bounds), max(bounds)
