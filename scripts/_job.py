@@ -27,6 +27,9 @@ def start(snakemake):
     logging.basicConfig(filename=log, filemode="w", level=logging.INFO, format="%(levelname)s %(message)s", force=True)
     logging.captureWarnings(True)
     warnings.simplefilter("default")
+    # pydicom quotes header values in what it warns of, and says it to its own logger too.
+    logging.getLogger("pydicom").propagate = False
+    warnings.filterwarnings("ignore", module="pydicom")
     logging.info("rule %s, %s", snakemake.rule, dict(snakemake.wildcards.items()) or "cohort")
     sys.excepthook = _log_exception
     atexit.register(_log_usage)
