@@ -38,6 +38,9 @@ def test_every_candidate_says_why_it_was_not_taken(tmp_path):
         "it is not axial",
         "its slices are further apart",
     ]
+    assert chosen["score"] == [1, 1, 1, 1, 1, 14, 2]
+    scores = [candidate["score"] for candidate in verdict["candidates"]]
+    assert scores == sorted(scores, key=lambda score: (*score[:-1], -score[-1]), reverse=True)
 
 
 @pytest.mark.parametrize(

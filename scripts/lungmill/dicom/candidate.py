@@ -102,7 +102,13 @@ class Candidate:
             "orientation": geometry.orientation if geometry is not None else None,
             "step_mm": round(float(np.median(geometry.steps_mm)), 4) if even else None,
             "original": self.is_original,
+            "score": self._score(),
         }
+
+    def _score(self):
+        """Merits as numbers, better ones larger but for the step, which comes last; compared from left to right."""
+        *flaws, negative_slices, step = self._merits().values()
+        return [*(int(not flaw) for flaw in flaws), -negative_slices, step if np.isfinite(step) else None]
 
     def _why_not(self, chosen):
         if chosen is None or self is chosen:
