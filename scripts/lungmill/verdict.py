@@ -4,8 +4,8 @@
 - `warnings`: list of {code, detail}, codes of `WARNINGS`
 - `candidates`: every group of slices that might have been the scan, best first: hashed series, number of slices,
   orientation, step, whether original, and whether it was chosen or, in `detail`, why not. `score`: usable, CT, no
-  localizer, original, axial (1 or 0 each), slices, step in mm, compared in this order; more is better, a smaller step is;
-  equals go by hashed UID
+  localizer, original, axial (1 or 0 each), slices, step in mm, compared in this order; more is better, but of steps the
+  smaller; equals go by hashed UID
 - `files`: how many files are DICOM, are not, cannot be read
 
 and for an accepted one:
