@@ -7,7 +7,6 @@ from lungmill.grid import Grid
 from lungmill.interpolation import METHODS, Axis, factor, make_axis, solve_columns, solve_rows
 from lungmill.resampling_kernels import blend_planes, in_plane, oblique_cubic, oblique_linear, spline_polynomials
 
-AIR_HU = -1024
 # A scan whose samples lie this close to an axis-aligned lattice is treated as aligned.
 ALIGNED_MM = 0.01
 # Slack for extents that are a whole number of voxels up to rounding of positions.

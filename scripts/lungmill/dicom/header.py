@@ -25,8 +25,6 @@ KEYWORDS = [
     "Manufacturer",
     "SliceThickness",
     "KVP",
-    "GantryDetectorTilt",
-    "PatientPosition",
     "SeriesInstanceUID",
     "AcquisitionNumber",
     "InstanceNumber",
@@ -34,7 +32,6 @@ KEYWORDS = [
     "ImageOrientationPatient",
     "FrameOfReferenceUID",
     "SamplesPerPixel",
-    "PhotometricInterpretation",
     "NumberOfFrames",
     "Rows",
     "Columns",
@@ -87,14 +84,11 @@ class Header:
     rows: int | None
     columns: int | None
     samples: int
-    photometric: str | None
     position: tuple[float, float, float] | None
     orientation: tuple[float, ...] | None
     pixel_spacing: tuple[float, float] | None
     thickness: float | None
     kvp: float | None
-    tilt: float | None
-    patient_position: str | None
     bits_allocated: int | None
     bits_stored: int | None
     high_bit: int | None
@@ -177,14 +171,11 @@ def _header(file, dataset, syntax, implicit, little, stream):
         rows=read_integer(dataset, "Rows"),
         columns=read_integer(dataset, "Columns"),
         samples=read_integer(dataset, "SamplesPerPixel") or 1,
-        photometric=read_text(dataset, "PhotometricInterpretation"),
         position=read_numbers(dataset, "ImagePositionPatient", 3),
         orientation=read_numbers(dataset, "ImageOrientationPatient", 6),
         pixel_spacing=read_numbers(dataset, "PixelSpacing", 2),
         thickness=unless_broken(read_number, dataset, "SliceThickness"),
         kvp=unless_broken(read_number, dataset, "KVP"),
-        tilt=unless_broken(read_number, dataset, "GantryDetectorTilt"),
-        patient_position=read_text(dataset, "PatientPosition"),
         bits_allocated=read_integer(dataset, "BitsAllocated"),
         bits_stored=read_integer(dataset, "BitsStored"),
         high_bit=read_integer(dataset, "HighBit"),

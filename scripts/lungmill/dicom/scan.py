@@ -6,12 +6,14 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
+from lungmill.dicom.stream import DEFLATED
+
 META_START = 132
 FIRST_READ = 1 << 15
 LONGEST_HEADER = 1 << 20
 IMPLICIT = "1.2.840.10008.1.2"
 # Big endian and deflated data sets, which are laid out in other ways.
-OTHER_LAYOUTS = {"1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.8.1"}
+OTHER_LAYOUTS = {"1.2.840.10008.1.2.2", *DEFLATED}
 # PS3.5 7.1.2: these have a 32-bit length behind two reserved bytes.
 LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 SHORT_VRS = {
