@@ -18,8 +18,8 @@ from lungmill.body import (
     middle_z,
 )
 from lungmill.errors import LungmillError
+from lungmill.mask_statistics import BORDER_CM2, LEFT, RIGHT, describe_mask
 from lungmill.regions import (
-    bounding_box,
     close_lungs,
     components,
     dilate,
@@ -30,7 +30,6 @@ from lungmill.regions import (
 )
 
 METHOD = "threshold3d"
-RIGHT, LEFT = 1, 2
 
 # Lung, emphysema included, has a higher median than a pocket of pure gas.
 GAS_HU = -965
@@ -45,10 +44,6 @@ SEED_SHARE = 0.1
 JUNCTION_HU = -720
 # Bronchi this deep inside a lung count as lung.
 DEEP_MM = 6.0
-# Total lung capacity of adults in CT, rounded outwards; scans in expiration are near the lower end.
-EXPECTED_ML = (1000.0, 10000.0)
-EXPECTED_RATIO = 0.5
-BORDER_CM2 = 2.0
 
 
 def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_lung_ml=100.0):
@@ -63,7 +58,8 @@ def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_
     min_lung_ml   smallest enclosed volume of air that counts as a lung
 
     Returns (mask, statistics): uint8 of the volume's shape, and a dict of plain values, ready for JSON: status 'ok' or
-    'no_lungs' (the mask is then empty and `reason` says why), flags, volume_ml, bounding_box, method and settings.
+    'no_lungs' (the mask is then empty and `reason` says why), method, settings, and what
+    `lungmill.mask_statistics.describe_mask` measures (flags, volume_ml, area_mm2, bounding_box).
     Vessels, nodules and small airways count as lung; trachea, main bronchi, mediastinum and bowel gas do not.
     The result does not depend on the number of threads. Raises LungmillError where the arguments make no volume.
     """
@@ -87,7 +83,8 @@ def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_
 
     lungs, largest_ml = lung_components(blocks, air, min_lung_ml)
     if lungs is None:
-        return np.zeros(volume.shape, np.uint8), _no_lungs(settings, largest_ml, min_lung_ml)
+        mask = np.zeros(volume.shape, np.uint8)
+        return mask, _no_lungs(mask, spacing_mm, settings, largest_ml, min_lung_ml)
     sides, joined = split_sides(blocks, lungs, midline)
 
     other_air = (blocks.hu < threshold_hu) & (sides == 0)
@@ -100,8 +97,7 @@ def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_
     if airway is not None:
         deep = expand_blocks(depth[coarse_box] > DEEP_MM, blocks.factors, airway.shape)
         mask[box][airway & ~deep] = 0
-    statistics = _statistics(mask, spacing_mm, settings)
-    statistics["joined"] = joined
+    statistics = {"method": METHOD, "status": "ok", **describe_mask(mask, spacing_mm), **settings, "joined": joined}
     cut_cm2 = field_cut_cm2(blocks, sides, padding)
     if cut_cm2 >= BORDER_CM2:
         detail = f"the field of view cuts the lung over {cut_cm2:.0f} cm2"
@@ -234,60 +230,14 @@ def nearest_side(sides, spacing_mm):
     )
 
 
-def _no_lungs(settings, largest_ml, min_lung_ml):
+def _no_lungs(mask, spacing_mm, settings, largest_ml, min_lung_ml):
     reason = (
         f"largest enclosed air region that could be lung: {largest_ml:.0f} ml, less than {min_lung_ml:g} ml or pure gas"
     )
-    return {
-        "method": METHOD,
-        "status": "no_lungs",
-        "reason": reason,
-        "flags": [],
-        "volume_ml": {"right": 0.0, "left": 0.0},
-        "bounding_box": None,
-        **settings,
-    }
-
-
-def _statistics(mask, spacing_mm, settings):
-    voxel_ml = float(np.prod(spacing_mm)) / 1000
-    # Plane by plane: a comparison of the whole mask would cost as much memory as the mask.
-    right, left = (float(sum(np.count_nonzero(plane == label) for plane in mask)) * voxel_ml for label in (RIGHT, LEFT))
-    return {
-        "method": METHOD,
-        "status": "ok",
-        "flags": plausibility_flags(mask, spacing_mm, right, left),
-        "volume_ml": {"right": round(right, 1), "left": round(left, 1)},
-        "bounding_box": [[cut.start, cut.stop] for cut in bounding_box(mask)],
-        **settings,
-    }
+    return {"method": METHOD, "status": "no_lungs", "reason": reason, **describe_mask(mask, spacing_mm), **settings}
 
 
 def field_cut_cm2(blocks, sides, padding):
     """Area over which the lungs meet the end of the field of view."""
     faces = sum(np.count_nonzero((here > 0) & beside) for here, beside in in_plane_neighbours(sides, padding))
     return faces * blocks.spacing_mm[0] * min(blocks.spacing_mm[1:]) / 100
-
-
-def plausibility_flags(mask, spacing_mm, right_ml, left_ml):
-    """What a person should look at, each with the number: lung_volume, asymmetry, touches_border."""
-    flags = []
-    total = right_ml + left_ml
-    if not EXPECTED_ML[0] <= total <= EXPECTED_ML[1]:
-        detail = f"lungs hold {total:.0f} ml; {EXPECTED_ML[0]:.0f} to {EXPECTED_ML[1]:.0f} ml expected"
-        flags.append({"code": "lung_volume", "detail": detail})
-    ratio = min(right_ml, left_ml) / max(right_ml, left_ml)
-    if ratio < EXPECTED_RATIO:
-        detail = f"right {right_ml:.0f} ml, left {left_ml:.0f} ml: ratio {ratio:.2f}, below {EXPECTED_RATIO}"
-        flags.append({"code": "asymmetry", "detail": detail})
-    cut = []
-    ends = (("lower", "upper"), ("front", "back"), ("right", "left"))
-    for axis, names in enumerate(ends):
-        pixel_cm2 = float(np.prod(spacing_mm)) / spacing_mm[axis] / 100
-        for name, end in zip(names, (0, -1), strict=True):
-            area = np.count_nonzero(np.take(mask, end, axis=axis)) * pixel_cm2
-            if area >= BORDER_CM2:
-                cut.append(f"{area:.0f} cm2 at the {name} end")
-    if cut:
-        flags.append({"code": "touches_border", "detail": "lung reaches the border of the volume: " + ", ".join(cut)})
-    return flags

@@ -1,0 +1,60 @@
+"""What is known about a lung mask once it is drawn: volumes, areas, bounding box, and what a person should look at."""
+
+import numpy as np
+
+from lungmill.regions import bounding_box
+
+RIGHT, LEFT = 1, 2
+
+# Total lung capacity of adults in CT, rounded outwards; scans in expiration are near the lower end.
+EXPECTED_ML = (1000.0, 10000.0)
+EXPECTED_RATIO = 0.5
+# Less than this at the end of the volume or of the field of view is a lung that just touches it.
+BORDER_CM2 = 2.0
+
+
+def describe_mask(mask, spacing_mm):
+    """Measure a mask of lung labels, uint8 [z, y, x]; spacing_mm is (z, y, x).
+
+    Returns a dict of plain values, ready for JSON: `flags` (lung_volume, asymmetry, touches_border: each a dict of
+    `code` and `detail`, the words with the number that made it so), `volume_ml` {right, left}, `area_mm2` {right, left}
+    (a number for every axial slice), `bounding_box` [[start, stop], ...] in voxels, half-open, None for an empty mask.
+    """
+    pixel_mm2 = float(spacing_mm[1] * spacing_mm[2])
+    area, volume = {}, {}
+    for name, label in (("right", RIGHT), ("left", LEFT)):
+        # Plane by plane: a comparison of the whole mask would cost as much memory as the mask.
+        voxels = [np.count_nonzero(plane == label) for plane in mask]
+        area[name] = [round(count * pixel_mm2, 1) for count in voxels]
+        volume[name] = round(sum(voxels) * pixel_mm2 * float(spacing_mm[0]) / 1000, 1)
+    box = bounding_box(mask)
+    return {
+        "flags": plausibility_flags(mask, spacing_mm, volume["right"], volume["left"]) if box else [],
+        "volume_ml": volume,
+        "bounding_box": [[cut.start, cut.stop] for cut in box] if box else None,
+        "area_mm2": area,
+    }
+
+
+def plausibility_flags(mask, spacing_mm, right_ml, left_ml):
+    """What a person should look at, each with the number: lung_volume, asymmetry, touches_border."""
+    flags = []
+    total = right_ml + left_ml
+    if not EXPECTED_ML[0] <= total <= EXPECTED_ML[1]:
+        detail = f"lungs hold {total:.0f} ml; {EXPECTED_ML[0]:.0f} to {EXPECTED_ML[1]:.0f} ml expected"
+        flags.append({"code": "lung_volume", "detail": detail})
+    ratio = min(right_ml, left_ml) / max(right_ml, left_ml, 1e-3)
+    if ratio < EXPECTED_RATIO:
+        detail = f"right {right_ml:.0f} ml, left {left_ml:.0f} ml: ratio {ratio:.2f}, below {EXPECTED_RATIO}"
+        flags.append({"code": "asymmetry", "detail": detail})
+    cut = []
+    ends = (("lower", "upper"), ("front", "back"), ("right", "left"))
+    for axis, names in enumerate(ends):
+        pixel_cm2 = float(np.prod(spacing_mm)) / spacing_mm[axis] / 100
+        for name, end in zip(names, (0, -1), strict=True):
+            area = np.count_nonzero(np.take(mask, end, axis=axis)) * pixel_cm2
+            if area >= BORDER_CM2:
+                cut.append(f"{area:.0f} cm2 at the {name} end")
+    if cut:
+        flags.append({"code": "touches_border", "detail": "lung reaches the border of the volume: " + ", ".join(cut)})
+    return flags
