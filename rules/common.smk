@@ -90,6 +90,6 @@ def dataset_rows():
 
 
 FORMATS = [name for name in ("zarr", "bcolz", "hdf5", "npz") if name in config["pack"]["formats"]]
-MADE = ["volume", "mask", *FORMATS, "patches"]
+MADE = ["volume", "mask", "positions", *FORMATS, "patches"]
 PRODUCT_FILES = [product_file(name) for name in MADE]
 COHORT_GROUP = "<results>/cohort.zarr/zarr.json" if "zarr" in FORMATS else []

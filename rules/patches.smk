@@ -3,8 +3,7 @@ rule patches:
     input:
         volume="<results>/volumes/{patient}.npy",
         geometry="<results>/volumes/{patient}.json",
-        mask="<results>/masks/{patient}.npy",
-        labels="<results>/masks/{patient}.json",
+        positions="<results>/masks/{patient}.positions.npz",
         # ancient: a patient is redone when its own nodules change, which the parameters show.
         annotations=ancient(ANNOTATIONS) if ANNOTATIONS else [],
     output:

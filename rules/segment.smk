@@ -1,4 +1,4 @@
-# Lung labels: 1 right, 2 left.
+# Lung labels, 1 right and 2 left, what was measured on them, and positions to sample patches from.
 rule segment:
     input:
         volume="<results>/volumes/{patient}.npy",
@@ -6,6 +6,7 @@ rule segment:
     output:
         mask="<results>/masks/{patient}.npy",
         labels="<results>/masks/{patient}.json",
+        positions="<results>/masks/{patient}.positions.npz",
     log:
         "<logs>/segment/{patient}.log",
     benchmark:

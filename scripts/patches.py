@@ -1,4 +1,4 @@
-"""Cut one patient's patch dataset from its volume and mask."""
+"""Cut one patient's patch dataset from its volume, around positions that were drawn with its mask."""
 
 import _job
 
@@ -6,15 +6,15 @@ _job.start(snakemake)
 
 from lungmill.annotations import Nodule
 from lungmill.patches import cut_patches
+from lungmill.positions import read_positions
 from lungmill.sidecar import open_volume
 
 volume, grid, _ = open_volume(snakemake.input.volume, snakemake.input.geometry)
-mask, *_ = open_volume(snakemake.input.mask, snakemake.input.labels)
 step = snakemake.params.step
 cut_patches(
     snakemake.output.patches,
     volume,
-    mask,
+    read_positions(snakemake.input.positions),
     grid,
     shape=step["shape"],
     per_class=step["per_class"],

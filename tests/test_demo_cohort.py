@@ -70,6 +70,22 @@ def test_lungs_are_those_of_the_anatomy(results, patient):
 
 
 @pytest.mark.parametrize("patient", ACCEPTED)
+def test_sampling_positions_are_where_the_anatomy_has_them(results, patient):
+    """Against distances that the anatomy's formulas give, not against our mask."""
+    opened = open_cohort(results)[patient]
+    for name, voxels in opened.positions.items():
+        assert voxels.shape == (4096, 3), name
+        right, left, _ = demo_anatomy(patient, SEED).lung_distances(opened.grid.to_mm(voxels)).T
+        depth = -np.minimum(right, left)
+        if name == "background":
+            assert np.mean(depth < 1.5) > 0.98
+        else:
+            assert np.mean(depth > -1.5) > 0.98
+        if name == "pleura":
+            assert np.mean(depth < 10.0 + 4.0) > 0.98
+
+
+@pytest.mark.parametrize("patient", ACCEPTED)
 def test_nodules_are_where_the_annotations_say(results, nodules, patient):
     volume = np.load(results / "volumes" / f"{patient}.npy", mmap_mode="r")
     mask = np.load(results / "masks" / f"{patient}.npy", mmap_mode="r")

@@ -1,53 +1,31 @@
 import h5py
 import numpy as np
 import pytest
+from body_phantom import GRID, MASK, ORIGIN, SPACING, TABLE, VOLUME
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lungmill.annotations import Nodule
 from lungmill.errors import LungmillError
-from lungmill.grid import Grid
-from lungmill.patches import body_mask, crop_center, cut_patches, sample_positions
-
-SPACING = (2.0, 1.5, 1.5)
-ORIGIN = (-100.0, 50.0, -75.0)
+from lungmill.patches import choose_centres, crop_center, cut_patches
+from lungmill.positions import sampling_positions
 
 
-def phantom(shape=(60, 110, 130), spacing=SPACING, origin=ORIGIN):
-    """An elliptic body in air, two ellipsoids of lung in it, a trachea between them, and a thin table that it lies on.
-
-    Returns volume, mask, grid, the body, and what of the table is clear of the body.
-    """
-    rng = np.random.default_rng(0)
-    z, y, x = np.ogrid[tuple(slice(0, n) for n in shape)]
-    z, y, x = ((axis * mm - n * mm / 2) for axis, mm, n in zip((z, y, x), spacing, shape, strict=True))
-    body = np.broadcast_to((x / 85) ** 2 + (y / 60) ** 2 < 1, shape)
-    volume = np.where(body, 40.0, -1000.0)
-    mask = np.zeros(shape, np.uint8)
-    for label, middle in ((1, -38), (2, 38)):
-        mask[(z / 45) ** 2 + (y / 40) ** 2 + ((x - middle) / 30) ** 2 < 1] = label
-    volume[mask > 0] = -850
-    trachea = np.broadcast_to((x / 6) ** 2 + (y / 6) ** 2 < 1, shape) & (mask == 0)
-    volume[trachea] = -1000
-    table = np.broadcast_to((y > 58) & (y < 62) & (abs(x) < 85), shape)
-    volume[table] = 100
-    table = table & (abs(x) > 45)
-    volume += rng.normal(0, 25, shape)
-    grid = Grid(shape, spacing, origin)
-    return volume.round().astype(np.int16), mask, grid, body, table
+def table_of(mask=MASK, volume=VOLUME, number=4096):
+    return sampling_positions(volume, mask, SPACING, number=number, pleura_mm=10.0, patient="p")
 
 
-VOLUME, MASK, GRID, BODY, TABLE = phantom()
+POSITIONS = table_of()
 
 
 def nodule_at(*index):
     return Nodule("p", tuple(GRID.to_mm(index).tolist()), 8.0)
 
 
-def cut(path, shape=(8, 9, 10), volume=VOLUME, mask=MASK, **changed):
+def cut(path, shape=(8, 9, 10), volume=VOLUME, positions=POSITIONS, **changed):
     settings = {"per_class": 40, "nodules": [nodule_at(30, 55, 40)], "seed": 1, "patient": "p", **changed}
-    counts = cut_patches(path, volume, mask, GRID, shape=shape, **settings)
+    counts = cut_patches(path, volume, positions, GRID, shape=shape, **settings)
     with h5py.File(path) as file:
         content = {name: file[name][:] for name in file if name != "positions"}
         positions = {name: file["positions"][name][:] for name in file["positions"]}
@@ -91,19 +69,6 @@ def test_centres_lie_in_the_class_they_claim(tmp_path):
     assert (VOLUME[background] < -900).any()
 
 
-def test_voxels_are_drawn_evenly_and_once():
-    positions, _ = sample_positions(VOLUME, MASK, GRID, shape=(1, 1), per_class=4000, nodules=None, seed=0, patient="p")
-    lung = positions["lung"]
-    assert len(np.unique(lung, axis=0)) == 4000
-    # Each label gets its share of draws, to within five standard deviations.
-    share = np.count_nonzero(MASK == 1) / np.count_nonzero(MASK)
-    drawn = np.mean(MASK[tuple(lung.T)] == 1)
-    assert abs(drawn - share) < 5 * (share * (1 - share) / 4000) ** 0.5
-    mean_z = np.nonzero(MASK)[0].mean()
-    assert abs(lung[:, 0].mean() - mean_z) < 5 * np.nonzero(MASK)[0].std() / 4000**0.5
-    assert "nodule" not in positions
-
-
 def contains(centres, index, shape):
     """Whether the patches around the centres contain the voxel."""
     start = centres - np.array(shape) // 2
@@ -113,8 +78,8 @@ def contains(centres, index, shape):
 @pytest.mark.parametrize("shape", [(30, 30, 30), (9, 16, 31), (40, 41)])
 def test_lung_and_background_contain_no_nodule_and_nodule_patches_do(shape):
     indices = [(30, 55, 40), (22, 40, 90), (2, 50, 64)]
-    positions, outside = sample_positions(
-        VOLUME, MASK, GRID, shape=shape, per_class=300, nodules=[nodule_at(*i) for i in indices], seed=5, patient="p"
+    positions, outside = choose_centres(
+        POSITIONS, GRID, shape=shape, per_class=300, nodules=[nodule_at(*i) for i in indices], seed=5, patient="p"
     )
     solid = (1, *shape) if len(shape) == 2 else shape
     assert outside == 0
@@ -135,16 +100,22 @@ def test_all_allowed_voxels_can_be_drawn():
     index = (30, 55, 40)
     lung = np.argwhere(MASK)
     allowed = lung[~contains(lung, index, shape)]
-    positions, _ = sample_positions(
-        VOLUME, MASK, GRID, shape=shape, per_class=len(lung), nodules=[nodule_at(*index)], seed=0, patient="p"
+    positions, _ = choose_centres(
+        table_of(number=len(lung)),
+        GRID,
+        shape=shape,
+        per_class=len(lung),
+        nodules=[nodule_at(*index)],
+        seed=0,
+        patient="p",
     )
     np.testing.assert_array_equal(positions["lung"], allowed)
 
 
 def test_more_nodules_than_patches():
     indices = [(10 + i, 50, 40) for i in range(9)]
-    positions, _ = sample_positions(
-        VOLUME, MASK, GRID, shape=(8, 8, 8), per_class=4, nodules=[nodule_at(*i) for i in indices], seed=0, patient="p"
+    positions, _ = choose_centres(
+        POSITIONS, GRID, shape=(8, 8, 8), per_class=4, nodules=[nodule_at(*i) for i in indices], seed=0, patient="p"
     )
     found = {tuple(p) for p in positions["nodule"].tolist()}
     assert len(found) == 4
@@ -170,16 +141,9 @@ def test_annotated_cohort_without_nodules_here(tmp_path):
 
 @pytest.mark.parametrize("shape", [(8, 9, 10), (16, 16)])
 def test_no_lungs_gives_a_valid_file_of_empty_arrays(tmp_path, shape):
-    content, positions, _ = cut(tmp_path / "p.h5", shape, mask=np.zeros_like(MASK), nodules=None)
+    content, positions, _ = cut(tmp_path / "p.h5", shape, positions=table_of(np.zeros_like(MASK)), nodules=None)
     assert {name: array.shape for name, array in content.items()} == {"lung": (0, *shape), "background": (0, *shape)}
     assert all(array.shape == (0, 3) for array in positions.values())
-
-
-def test_no_body_gives_no_background():
-    air = np.full_like(VOLUME, -1000)
-    positions, _ = sample_positions(air, MASK, GRID, shape=(4, 4), per_class=5, nodules=None, seed=0, patient="p")
-    assert len(positions["background"]) == 0
-    assert len(positions["lung"]) == 5
 
 
 def test_the_file_says_what_it_holds(tmp_path):
@@ -217,17 +181,9 @@ def test_a_wrong_patch_shape_names_the_key(tmp_path, shape):
 
 def test_arrays_of_different_shape(tmp_path):
     with pytest.raises(LungmillError, match=r"p: volume .* do not belong together"):
-        cut(tmp_path / "p.h5", mask=MASK[:-1])
-
-
-def test_body_is_the_body():
-    found = body_mask(VOLUME, SPACING)
-    planes = np.stack([found.plane(z) for z in range(len(VOLUME))])
-    assert planes.shape == VOLUME.shape
-    overlap = 2 * np.count_nonzero(planes & BODY) / (np.count_nonzero(planes) + np.count_nonzero(BODY))
-    assert overlap > 0.95
-    assert not (planes & TABLE).any()
-    assert planes[MASK > 0].all()
+        cut(tmp_path / "p.h5", volume=VOLUME[:-1])
+    with pytest.raises(LungmillError, match="p: positions lie outside"):
+        cut(tmp_path / "p.h5", positions={**POSITIONS, "lung": np.array([[0, 0, GRID.shape[2]]], np.int32)})
 
 
 @settings(max_examples=200, deadline=None)

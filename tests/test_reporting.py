@@ -211,10 +211,12 @@ def test_every_code_of_a_verdict_has_words():
 
 
 def test_every_flag_of_a_mask_has_words():
-    """The flags are looked up in the source: the dicts that the module writes with a key "code"."""
-    tree = ast.parse(Path(segmentation.__file__).read_text(encoding="utf-8"))
+    """The flags are looked up in the source: the dicts that the modules write with a key "code"."""
+    folder = Path(segmentation.__file__).parent
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in folder.glob("*.py")]
     items = [
         item
+        for tree in trees
         for node in ast.walk(tree)
         if isinstance(node, ast.Dict)
         for item in zip(node.keys, node.values, strict=True)

@@ -1,6 +1,7 @@
 """The workflow as a user meets it: what is computed, what is computed again, and what is not."""
 
 import shutil
+import sys
 
 import h5py
 import numpy as np
@@ -177,3 +178,32 @@ def test_names_that_are_no_file_names_stay_inside_results(tmp_path, cohort):
         if path.relative_to(workspace.folder).parts[0] in ("scripts", "rules")
     )
     assert "Nothing to be done" in workspace.run(patients=table).text
+
+
+def test_a_program_of_ones_own_makes_the_masks(tmp_path, cohort):
+    program = tmp_path / "segment.py"
+    program.write_text(
+        "import sys, nibabel\n"
+        "image = nibabel.load(sys.argv[1])\n"
+        "labels = (image.get_fdata() > -500).astype('uint8') * 7\n"
+        "print('half of it is', labels.shape[0] // 2)\n"
+        "labels[: labels.shape[0] // 2] //= 2\n"
+        "nibabel.save(nibabel.Nifti1Image(labels, image.affine), sys.argv[2])\n"
+    )
+    settings = tmp_path / "settings.yaml"
+    command = f"{sys.executable} {program} {{volume}} {{mask}}"
+    settings.write_text(f"segment: {{method: command, command: '{command}', labels: {{right: [3], left: [7]}}}}\n")
+    workspace = Workspace(tmp_path / "work")
+    outcome = workspace.run("--configfile", str(settings), dicom=cohort)
+    assert ("segment", "anna") in outcome.jobs
+    volume = np.load(workspace.results / "volumes" / "anna.npy")
+    labels = np.where(np.arange(volume.shape[2]) < volume.shape[2] // 2, 1, 2) * (volume > -500)
+    np.testing.assert_array_equal(np.load(workspace.results / "masks" / "anna.npy"), labels)
+    assert read_json(workspace.results / "masks" / "anna.json")["method"] == "command"
+    assert f"half of it is {volume.shape[2] // 2}" in (workspace.folder / "logs" / "segment" / "anna.log").read_text()
+    with h5py.File(workspace.results / "patches" / "anna.h5") as patches:
+        centres = tuple(patches["positions/lung"][:].T)
+        assert len(centres[0]) == 32 and labels[centres].all()
+    settings.write_text(settings.read_text().replace("{volume} {mask}", "{volume}"))
+    refused = workspace.run("--configfile", str(settings), ok=False, dicom=cohort)
+    assert "segment.command: {mask} is not in" in refused.text and "Traceback" not in refused.text

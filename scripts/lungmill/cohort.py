@@ -12,6 +12,7 @@ from lungmill.errors import LungmillError
 from lungmill.files import read_json, read_tsv
 from lungmill.grid import Grid
 from lungmill.patches import crop_center
+from lungmill.positions import read_positions
 
 __all__ = ["Cohort", "Patient", "UnknownPatientError", "crop_center", "open_cohort"]
 
@@ -128,6 +129,14 @@ class Patient:
     def mask(self):
         """0 outside, 1 right lung, 2 left lung, uint8 [z, y, x]: of the same kind as `image`."""
         return self._array("mask", "mask")
+
+    @cached_property
+    def positions(self):
+        """Voxels [z, y, x] to centre patches on: {"lung", "pleura", "background"}, int32 (n, 3) each."""
+        path = self.paths.get("positions")
+        if path is None or not path.exists():
+            raise LungmillError(f"{self.name}: no table of sampling positions at {path}: run snakemake again")
+        return read_positions(path)
 
     @cached_property
     def grid(self):

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import shlex
 
 from lungmill.dataset import check_fractions
 from lungmill.errors import ConfigError
@@ -29,7 +30,35 @@ def checked_config(config: dict, schema: dict) -> dict:
     if error is not None:
         raise ConfigError(f"config: {_say(error, schema)}")
     check_fractions(config["split"]["fractions"])
+    _check_segment(config["segment"], config["patches"])
     return config
+
+
+def _check_segment(segment, patches):
+    if segment["method"] == "command":
+        check_command(segment["command"], segment["labels"])
+    if patches["per_class"] > segment["positions"]:
+        raise ConfigError(
+            f"patches.per_class: {patches['per_class']} is more than the segment.positions, {segment['positions']}, "
+            f"that patches are drawn from: raise segment.positions"
+        )
+
+
+def check_command(command, labels):
+    """Raise ConfigError where a command or its labels make no sense; the message names the key in config.yaml."""
+    if not command:
+        raise ConfigError("segment.command: empty, but segment.method is command: write the program's command line")
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ConfigError(f"segment.command: {command!r} cannot be split into words: {error}") from None
+    for placeholder in ("{volume}", "{mask}"):
+        if not any(placeholder in word for word in words):
+            raise ConfigError(f"segment.command: {placeholder} is not in {command!r}: put it where the file belongs")
+    both = set(labels["right"]) & set(labels["left"])
+    if both or not labels["right"] or not labels["left"]:
+        wrong = f"{sorted(both)} is in both" if both else "one of the two is empty"
+        raise ConfigError(f"segment.labels: {wrong}: name the program's values of the right and of the left lung")
 
 
 def with_defaults(config, schema):

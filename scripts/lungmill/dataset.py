@@ -13,6 +13,7 @@ SPLITS = ("train", "val", "test")
 PRODUCTS = {
     "volume": "volumes/{}.npy",
     "mask": "masks/{}.npy",
+    "positions": "masks/{}.positions.npz",
     "zarr": "cohort.zarr/{}",
     "bcolz": "bcolz/{}.bcolz",
     "hdf5": "hdf5/{}.h5",

@@ -1,20 +1,31 @@
 """What is known about a lung mask once it is drawn: volumes, areas, bounding box, and what a person should look at."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from lungmill.regions import bounding_box
 
 RIGHT, LEFT = 1, 2
 
-# Total lung capacity of adults in CT, rounded outwards; scans in expiration are near the lower end.
-EXPECTED_ML = (1000.0, 10000.0)
-EXPECTED_RATIO = 0.5
-# Less than this at the end of the volume or of the field of view is a lung that just touches it.
-BORDER_CM2 = 2.0
+
+@dataclass(frozen=True)
+class Plausible:
+    """What a mask may measure before a person should look at it.
+
+    total_ml     volume of both lungs; the total lung capacity of adults in CT, rounded outwards, with scans in
+                 expiration near the lower end
+    ratio        volume of the smaller lung divided by the larger one's
+    border_cm2   area of lung at an end of the volume or of the field of view; less is a lung that just touches it
+    """
+
+    total_ml: tuple[float, float] = (1000.0, 10000.0)
+    ratio: float = 0.5
+    border_cm2: float = 2.0
 
 
-def describe_mask(mask, spacing_mm):
-    """Measure a mask of lung labels, uint8 [z, y, x]; spacing_mm is (z, y, x).
+def describe_mask(mask, spacing_mm, plausible=None):
+    """Measure a mask of lung labels, uint8 [z, y, x]; spacing_mm is (z, y, x); plausible: Plausible, its defaults.
 
     Returns a dict of plain values, ready for JSON: `flags` (lung_volume, asymmetry, touches_border: each a dict of
     `code` and `detail`, the words with the number that made it so), `volume_ml` {right, left}, `area_mm2` {right, left}
@@ -29,23 +40,24 @@ def describe_mask(mask, spacing_mm):
         volume[name] = round(sum(voxels) * pixel_mm2 * float(spacing_mm[0]) / 1000, 1)
     box = bounding_box(mask)
     return {
-        "flags": plausibility_flags(mask, spacing_mm, volume["right"], volume["left"]) if box else [],
+        "flags": plausibility_flags(mask, spacing_mm, volume, plausible or Plausible()) if box else [],
         "volume_ml": volume,
         "bounding_box": [[cut.start, cut.stop] for cut in box] if box else None,
         "area_mm2": area,
     }
 
 
-def plausibility_flags(mask, spacing_mm, right_ml, left_ml):
+def plausibility_flags(mask, spacing_mm, volume_ml, plausible):
     """What a person should look at, each with the number: lung_volume, asymmetry, touches_border."""
     flags = []
-    total = right_ml + left_ml
-    if not EXPECTED_ML[0] <= total <= EXPECTED_ML[1]:
-        detail = f"lungs hold {total:.0f} ml; {EXPECTED_ML[0]:.0f} to {EXPECTED_ML[1]:.0f} ml expected"
+    right_ml, left_ml = volume_ml["right"], volume_ml["left"]
+    total, (least, most) = right_ml + left_ml, plausible.total_ml
+    if not least <= total <= most:
+        detail = f"lungs hold {total:.0f} ml; {least:.0f} to {most:.0f} ml expected"
         flags.append({"code": "lung_volume", "detail": detail})
     ratio = min(right_ml, left_ml) / max(right_ml, left_ml, 1e-3)
-    if ratio < EXPECTED_RATIO:
-        detail = f"right {right_ml:.0f} ml, left {left_ml:.0f} ml: ratio {ratio:.2f}, below {EXPECTED_RATIO}"
+    if ratio < plausible.ratio:
+        detail = f"right {right_ml:.0f} ml, left {left_ml:.0f} ml: ratio {ratio:.2f}, below {plausible.ratio:g}"
         flags.append({"code": "asymmetry", "detail": detail})
     cut = []
     ends = (("lower", "upper"), ("front", "back"), ("right", "left"))
@@ -53,8 +65,12 @@ def plausibility_flags(mask, spacing_mm, right_ml, left_ml):
         pixel_cm2 = float(np.prod(spacing_mm)) / spacing_mm[axis] / 100
         for name, end in zip(names, (0, -1), strict=True):
             area = np.count_nonzero(np.take(mask, end, axis=axis)) * pixel_cm2
-            if area >= BORDER_CM2:
+            if area >= plausible.border_cm2:
                 cut.append(f"{area:.0f} cm2 at the {name} end")
     if cut:
         flags.append({"code": "touches_border", "detail": "lung reaches the border of the volume: " + ", ".join(cut)})
     return flags
+
+
+# The default, for callers that compare areas with it.
+BORDER_CM2 = Plausible.border_cm2

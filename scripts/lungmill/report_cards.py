@@ -28,7 +28,14 @@ from lungmill.report_words import (
 )
 from lungmill.verdict import REASONS, WARNINGS
 
-SIZES = {"dicom": "DICOM", "volume": "Volume, .npy", "mask": "Mask, .npy", **STORES, "patches": "Patches"}
+SIZES = {
+    "dicom": "DICOM",
+    "volume": "Volume, .npy",
+    "mask": "Mask, .npy",
+    "positions": "Positions",
+    **STORES,
+    "patches": "Patches",
+}
 # The page's script fills it in.
 TIMES = '<div class="times" hidden><h4>Time and memory</h4><div class="scroll"><table></table></div></div>'
 

@@ -46,7 +46,7 @@ JUNCTION_HU = -720
 DEEP_MM = 6.0
 
 
-def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_lung_ml=100.0):
+def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_lung_ml=100.0, plausible=None):
     """Label the lungs of a chest CT: 0 outside, 1 right lung, 2 left lung.
 
     volume        int16 HU, [z, y, x], z to the head, y to the back, x to the patient's left; may be memory-mapped
@@ -56,6 +56,7 @@ def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_
     closing_mm    radius of the ball that recovers what touches the pleura, half the width of the widest contact;
                   taken to the nearest half of an odd number of blocks; 0 switches it off
     min_lung_ml   smallest enclosed volume of air that counts as a lung
+    plausible     lungmill.Plausible: what the mask may measure without being flagged
 
     Returns (mask, statistics): uint8 of the volume's shape, and a dict of plain values, ready for JSON: status 'ok' or
     'no_lungs' (the mask is then empty and `reason` says why), method, settings, and what
@@ -97,7 +98,13 @@ def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_
     if airway is not None:
         deep = expand_blocks(depth[coarse_box] > DEEP_MM, blocks.factors, airway.shape)
         mask[box][airway & ~deep] = 0
-    statistics = {"method": METHOD, "status": "ok", **describe_mask(mask, spacing_mm), **settings, "joined": joined}
+    statistics = {
+        "method": METHOD,
+        "status": "ok",
+        **describe_mask(mask, spacing_mm, plausible),
+        **settings,
+        "joined": joined,
+    }
     cut_cm2 = field_cut_cm2(blocks, sides, padding)
     if cut_cm2 >= BORDER_CM2:
         detail = f"the field of view cuts the lung over {cut_cm2:.0f} cm2"

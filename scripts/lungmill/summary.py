@@ -14,7 +14,7 @@ GEOMETRY_COLUMNS = (
     "spacing_mm",
     "shape",
 )
-MASK_COLUMNS = ("right_ml", "left_ml", "mask_status", "mask_flags")
+MASK_COLUMNS = ("right_ml", "left_ml", "mask_status", "mask_flags", "mask_detail")
 
 
 def write_verdicts(path, index_files: dict, names: dict):
@@ -68,11 +68,17 @@ def _cohort_row(results, patient, names):
         "left_ml": mask["volume_ml"]["left"],
         "mask_status": mask["status"],
         "mask_flags": [flag["code"] for flag in mask["flags"]],
+        "mask_detail": "; ".join(_mask_details(mask)),
         "dicom_mb": verdict["series"]["megabytes"],
     }
     for name, place in PRODUCTS.items():
         row[f"{name}_mb"] = _megabytes(results / place.format(patient))
     return row
+
+
+def _mask_details(mask):
+    """The words behind the flags, each with the number that made it so."""
+    return [*([mask["reason"]] if mask["status"] != "ok" else []), *(flag["detail"] for flag in mask["flags"])]
 
 
 def _megabytes(path):
