@@ -12,7 +12,13 @@ from lungmill.sidecar import open_volume, write_array
 
 patient, output, step = snakemake.wildcards.patient, snakemake.output, snakemake.params.step["segment"]
 volume, grid, _ = open_volume(snakemake.input.volume, snakemake.input.geometry)
-plausible = Plausible(tuple(step["expected_ml"]), step["expected_ratio"], step["expected_border_cm2"])
+plausible = Plausible(
+    total_ml=tuple(step["expected_ml"]),
+    ratio=step["expected_ratio"],
+    border_cm2=step["expected_border_cm2"],
+    dense_ml=step["expected_dense_ml"],
+    gas_ml=step["expected_gas_ml"],
+)
 
 
 def make(create):

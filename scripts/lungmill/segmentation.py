@@ -20,9 +20,6 @@ METHOD = "threshold3d"
 
 # Bronchi this deep inside a lung count as lung.
 DEEP_MM = 6.0
-# More soft tissue in hollows of a lung, or more pure gas, is nothing that healthy lungs have: the scans and
-# phantoms at hand have less than 3 ml of either.
-DENSE_ML, GAS_ML = 5.0, 20.0
 
 
 def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_lung_ml=100.0, plausible=None):
@@ -44,6 +41,7 @@ def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_
     The result does not depend on the number of threads. Raises LungmillError where the arguments make no volume.
     """
     volume, spacing_mm = _checked(volume, spacing_mm, threshold_hu, closing_mm)
+    plausible = plausible or Plausible()
     settings = {"threshold_hu": threshold_hu, "closing_mm": closing_mm, "min_lung_ml": min_lung_ml}
     mask = np.zeros(volume.shape, np.uint8)
     blocks, body = find_body(Blocks.of(volume, spacing_mm), threshold_hu)
@@ -83,17 +81,17 @@ def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_
         "joined": joined,
     }
     cut_cm2 = field_cut_cm2(blocks, sides, padding)
-    if cut_cm2 >= (plausible or Plausible()).border_cm2:
+    if cut_cm2 >= plausible.border_cm2:
         detail = f"the field of view cuts the lung over {cut_cm2:.0f} cm2"
         statistics["flags"].append({"code": "cut_by_field_of_view", "detail": detail})
     if lumen is None:
         statistics["flags"].append({"code": "no_trachea", "detail": "no trachea found: it may be part of the mask"})
     dense_ml = dense_hollows_ml(np.where(depth > 0, solid_side, np.uint8(0)), blocks.hu, blocks.spacing_mm)
-    if dense_ml >= DENSE_ML:
+    if dense_ml >= plausible.dense_ml:
         detail = f"{dense_ml:.0f} ml of soft tissue in a hollow of a lung: dense lung may be left out"
         statistics["flags"].append({"code": "dense_lung", "detail": detail})
     gas_ml = pure_gas_ml(blocks, sides, gas_hu)
-    if gas_ml >= GAS_ML:
+    if gas_ml >= plausible.gas_ml:
         detail = f"{gas_ml:.0f} ml of pure gas in the mask: a bulla, a pneumothorax or bowel"
         statistics["flags"].append({"code": "pure_gas", "detail": detail})
     return mask, statistics
