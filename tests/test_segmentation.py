@@ -206,6 +206,90 @@ def test_one_lung_keeps_its_side(lost, kept):
     assert "asymmetry" in [flag["code"] for flag in statistics["flags"]]
 
 
+def test_side_of_a_single_lung_that_has_moved_over():
+    """After the loss of a lung the mediastinum moves over, and the other lung crosses the middle of the body."""
+    chest = thorax((2.0, 2.0, 2.0), junction=None, airway=False)
+    chest.volume[chest.truth == 1] = TISSUE
+    moved = np.roll(chest.truth == 2, -26, axis=2)
+    spine = chest.volume > 300
+    chest.volume[chest.truth == 2] = TISSUE
+    chest.volume[moved & ~spine] = LUNG
+    x = np.flatnonzero(moved.any(axis=(0, 1)))
+    assert x[0] * 2 < 150  # the spine stands at 170 mm
+    mask, _ = segment_lungs(chest.volume, chest.spacing)
+    assert not (mask == 1).any() and dice(mask == 2, moved) > 0.98
+
+
+def test_arms_on_one_side_do_not_move_the_midline():
+    chest = thorax((2.0, 2.0, 2.0), junction=None)
+    chest.volume[chest.truth == 2] = TISSUE
+    wide = np.pad(chest.volume, ((0, 0), (0, 0), (0, 110)), constant_values=GAS)
+    wide[:, 40:100, 155:250] = TISSUE  # an arm that lies against the chest
+    mask, _ = segment_lungs(wide, chest.spacing)
+    assert not (mask == 2).any() and dice((mask == 1)[:, :, :170], chest.truth == 1) > 0.98
+
+
+@pytest.mark.parametrize(
+    ("spacing", "noise_hu"),
+    [((1.5, 1.5, 1.5), 25), ((1.5, 1.5, 1.5), 110), ((2.5, 1.2, 1.2), 25), ((5.0, 1.4, 1.4), 25)],
+)
+def test_random_anatomies(spacing, noise_hu):
+    from lungmill.grid import Grid
+    from lungmill.phantom import Anatomy
+
+    anatomy = Anatomy.random(11)  # its nodule lies on the front wall
+    low, high = np.array([-205, -145, -195]), np.array([125, 165, 195])
+    grid = Grid(tuple(int(n) for n in (high - low) // spacing + 1), spacing, tuple(float(mm) for mm in low))
+    volume = anatomy.render(grid, noise_hu=noise_hu, seed=1)
+    lungs, nodules = anatomy.labels(grid), anatomy.labels(grid, of="nodules")
+    mask, statistics = segment_lungs(volume, spacing)
+    assert statistics["flags"] == []
+    for label in (1, 2):
+        assert dice(mask == label, lungs == label) > 0.985
+    assert not mask[anatomy.labels(grid, of="trachea") > 0].any()
+    assert mask[(nodules > 0) & (lungs > 0)].all()
+
+
+def test_mass_too_wide_to_close_is_flagged_with_its_volume():
+    chest = thorax((2.0, 2.0, 2.0), junction=None)
+    z, y, x = np.ogrid[tuple(slice(0, 2 * n, 2) for n in chest.volume.shape)]
+    mass = ellipsoid(z, y, x, (150, 130, 300), (34, 34, 30)) & (chest.truth == 2)
+    chest.volume[mass] = TISSUE
+    mask, statistics = segment_lungs(chest.volume, chest.spacing)
+    detail = {flag["code"]: flag["detail"] for flag in statistics["flags"]}["dense_lung"]
+    assert 5 <= float(detail.split()[0]) <= np.count_nonzero(mass) * 0.008
+    assert not mask[mass].all()
+
+
+def test_free_gas_is_flagged_with_its_volume():
+    chest = thorax((2.0, 2.0, 2.0), junction=None)
+    y = np.arange(chest.volume.shape[1])[None, :, None] * 2
+    gas = (chest.truth == 2) & (y < 85)  # a pneumothorax in front
+    chest.volume[gas] = GAS
+    _, statistics = segment_lungs(chest.volume, chest.spacing)
+    detail = {flag["code"]: flag["detail"] for flag in statistics["flags"]}["pure_gas"]
+    assert float(detail.split()[0]) == pytest.approx(np.count_nonzero(gas) * 0.008, rel=0.25)
+
+
+def test_bowel_gas_behind_a_thin_diaphragm_is_not_lung():
+    chest = thorax((2.0, 2.0, 2.0), junction=None)
+    z, y, x = np.ogrid[tuple(slice(0, 2 * n, 2) for n in chest.volume.shape)]
+    bubble = ellipsoid(z, y, x, (8, 130, 240), (24, 30, 30)) & ~ellipsoid(z, y, x, (150, 130, 240), (122, 80, 64))
+    chest.volume[bubble] = GAS
+    mask, _ = segment_lungs(chest.volume, chest.spacing)
+    assert mask[bubble].mean() < 0.01
+    assert dice(mask == 2, chest.truth == 2) > 0.98
+
+
+def test_apices_alone_are_lungs():
+    chest = thorax((2.0, 2.0, 2.0), junction=None)
+    part = slice(int(246 / 2), None)  # the uppermost 24 mm
+    truth = chest.truth[part]
+    assert 60 < np.count_nonzero(truth == 1) * 0.008 < 100  # each is less than the smallest lung
+    mask, _ = segment_lungs(np.ascontiguousarray(chest.volume[part]), chest.spacing)
+    assert dice(mask > 0, truth > 0) > 0.97
+
+
 def test_lungs_cut_by_the_field_of_view_stay():
     chest = thorax((2.0, 2.0, 2.0), junction=None)
     _, y, x = np.ogrid[tuple(slice(n) for n in chest.volume.shape)]

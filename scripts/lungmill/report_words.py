@@ -30,6 +30,8 @@ LABELS = {
     "touches_border": "Lungs reach the border",
     "cut_by_field_of_view": "Lungs cut by the field of view",
     "no_trachea": "No trachea found",
+    "dense_lung": "Dense lung may be left out",
+    "pure_gas": "Pure gas in the lungs",
 }
 SYNTAXES = {
     "1.2.840.10008.1.2": "uncompressed (implicit VR)",

@@ -8,42 +8,21 @@ field of view, body, enclosed air, trachea and main bronchi, lung components, ri
 import numpy as np
 
 from lungmill.airway import blocks_of, find_trachea, segment_airway
-from lungmill.body import (
-    Blocks,
-    body_midline,
-    enclosed_air,
-    find_body,
-    find_padding,
-    in_plane_neighbours,
-    middle_z,
-)
+from lungmill.body import Blocks, enclosed_air, find_body, find_midline, find_padding, in_plane_neighbours, middle_z
+from lungmill.components import choose_lungs, nearest_side, pure_gas_ml, split_sides
+from lungmill.dents import dense_hollows_ml
 from lungmill.errors import LungmillError
-from lungmill.mask_statistics import BORDER_CM2, LEFT, RIGHT, describe_mask
-from lungmill.regions import (
-    close_lungs,
-    components,
-    dilate,
-    erode,
-    expand_blocks,
-    project_labels,
-    squared_distance,
-)
+from lungmill.mask_statistics import Plausible, describe_mask
+from lungmill.morphology import expand_blocks
+from lungmill.regions import close_lungs, project_labels
 
 METHOD = "threshold3d"
 
-# Lung, emphysema included, has a higher median than a pocket of pure gas.
-GAS_HU = -965
-# Pieces of lung cut off by a fissure or a scar, this near to a lung and at least this large, belong to it.
-PIECE_GAP_MM, PIECE_ML = 6.0, 1.0
-# One component is both lungs where at least this share of it lies beyond the midline.
-STRADDLING_SHARE = 0.15
-# Contacts of the lungs are at most twice this wide.
-CUT_REACH_MM = 20.0
-SEED_SHARE = 0.1
-# Two pleurae of half a mm each, averaged with lung over a block, are brighter than this.
-JUNCTION_HU = -720
 # Bronchi this deep inside a lung count as lung.
 DEEP_MM = 6.0
+# More soft tissue in hollows of a lung, or more pure gas, is nothing that healthy lungs have: the scans and
+# phantoms at hand have less than 3 ml of either.
+DENSE_ML, GAS_ML = 5.0, 20.0
 
 
 def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_lung_ml=100.0, plausible=None):
@@ -66,38 +45,36 @@ def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_
     """
     volume, spacing_mm = _checked(volume, spacing_mm, threshold_hu, closing_mm)
     settings = {"threshold_hu": threshold_hu, "closing_mm": closing_mm, "min_lung_ml": min_lung_ml}
-    blocks = Blocks.of(volume, spacing_mm)
+    mask = np.zeros(volume.shape, np.uint8)
+    blocks, body = find_body(Blocks.of(volume, spacing_mm), threshold_hu)
+    if blocks is None:
+        return mask, _no_lungs(mask, spacing_mm, settings, 0.0, min_lung_ml)
     padding = find_padding(blocks)
-    body = find_body(blocks, threshold_hu)
-    air = enclosed_air(blocks, (blocks.hu < threshold_hu) & ~padding, padding, body)
-    midline = body_midline(body, air)
+    air, gas_hu = enclosed_air(blocks, threshold_hu, padding, body)
+    midline = find_midline(blocks, body, air)
 
-    airway = None
+    lumen = None
     trachea = find_trachea(blocks.hu, air, blocks.spacing_mm, midline, middle_z(air))
     if trachea is not None:
-        airway, coarse_box, box = segment_airway(
-            volume, trachea, blocks.factors, blocks.spacing_mm, spacing_mm, threshold_hu
-        )
-        airway_blocks = np.zeros(air.shape, bool)
-        airway_blocks[coarse_box] = blocks_of(airway, blocks.factors)
-        air &= ~airway_blocks
+        lumen, walled, coarse_box, box = segment_airway(volume, trachea, blocks, spacing_mm, threshold_hu)
+        air[coarse_box] &= ~blocks_of(walled, blocks.factors)
 
-    lungs, largest_ml = lung_components(blocks, air, min_lung_ml)
+    lungs, largest_ml = choose_lungs(blocks, air, gas_hu, min_lung_ml)
     if lungs is None:
-        mask = np.zeros(volume.shape, np.uint8)
         return mask, _no_lungs(mask, spacing_mm, settings, largest_ml, min_lung_ml)
     sides, joined = split_sides(blocks, lungs, midline)
+    del lungs, air, body, trachea
 
-    other_air = (blocks.hu < threshold_hu) & (sides == 0)
     air_side = nearest_side(sides, blocks.spacing_mm)
-    air_side[other_air & ~padding] = 0
-    solid_side, depth = close_lungs(sides, blocks.spacing_mm, closing_mm)
+    air_side[(blocks.hu < threshold_hu) & (sides == 0) & ~padding] = 0
+    solid_side, depth = close_lungs(sides, blocks.hu, blocks.spacing_mm, closing_mm)
     solid_side[padding] = 0
-    mask = np.empty(volume.shape, np.uint8)
-    project_labels(volume, threshold_hu, air_side, solid_side, depth, blocks.factors, mask)
-    if airway is not None:
-        deep = expand_blocks(depth[coarse_box] > DEEP_MM, blocks.factors, airway.shape)
-        mask[box][airway & ~deep] = 0
+    # Depth changes by no more than the distance, and by a block where the closing sets walls apart.
+    sure_mm = 3 * float(np.linalg.norm(blocks.spacing_mm))
+    project_labels(volume, threshold_hu, air_side, solid_side, depth, sure_mm, blocks.factors, blocks.low, mask)
+    if lumen is not None:
+        walled &= ~expand_blocks(depth[coarse_box] > DEEP_MM, blocks.factors, walled.shape)
+        mask[box][walled | lumen] = 0
     statistics = {
         "method": METHOD,
         "status": "ok",
@@ -106,11 +83,19 @@ def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_
         "joined": joined,
     }
     cut_cm2 = field_cut_cm2(blocks, sides, padding)
-    if cut_cm2 >= BORDER_CM2:
+    if cut_cm2 >= (plausible or Plausible()).border_cm2:
         detail = f"the field of view cuts the lung over {cut_cm2:.0f} cm2"
         statistics["flags"].append({"code": "cut_by_field_of_view", "detail": detail})
-    if trachea is None:
+    if lumen is None:
         statistics["flags"].append({"code": "no_trachea", "detail": "no trachea found: it may be part of the mask"})
+    dense_ml = dense_hollows_ml(np.where(depth > 0, solid_side, np.uint8(0)), blocks.hu, blocks.spacing_mm)
+    if dense_ml >= DENSE_ML:
+        detail = f"{dense_ml:.0f} ml of soft tissue in a hollow of a lung: dense lung may be left out"
+        statistics["flags"].append({"code": "dense_lung", "detail": detail})
+    gas_ml = pure_gas_ml(blocks, sides, gas_hu)
+    if gas_ml >= GAS_ML:
+        detail = f"{gas_ml:.0f} ml of pure gas in the mask: a bulla, a pneumothorax or bowel"
+        statistics["flags"].append({"code": "pure_gas", "detail": detail})
     return mask, statistics
 
 
@@ -128,113 +113,6 @@ def _checked(volume, spacing_mm, threshold_hu, closing_mm):
     if not 0 <= closing_mm <= 30:
         raise LungmillError(f"segment_lungs: closing_mm = {closing_mm} is not a radius in mm (0 to 30)")
     return volume, spacing_mm
-
-
-def lung_components(blocks, air, min_lung_ml):
-    """Choose the components of enclosed air that are lung: large, and not pure gas; then the pieces beside them.
-
-    Returns (labels of the chosen components or None, ml of the largest component of air).
-    """
-    from scipy import ndimage
-
-    labels, counts = components(air)
-    counts[0] = 0
-    size_ml = counts * blocks.ml
-    boxes = ndimage.find_objects(labels.view(np.int32))
-
-    def hu_of(label):
-        box = boxes[label - 1]
-        return blocks.hu[box][labels[box] == label]
-
-    chosen = [label for label in np.flatnonzero(size_ml >= min_lung_ml) if np.median(hu_of(label)) > GAS_HU]
-    if not chosen:
-        return None, float(size_ml.max())
-    lungs = np.isin(labels, chosen)
-    # Bowel just below the diaphragm holds gas darker than the lung's darkest blocks; a piece of lung does not.
-    darkest = np.percentile(blocks.hu[lungs], 1)
-    for label in np.unique(labels[dilate(lungs, blocks.spacing_mm, PIECE_GAP_MM) & ~lungs]):
-        if label and PIECE_ML <= size_ml[label] < min_lung_ml and np.percentile(hu_of(label), 5) > darkest:
-            chosen.append(label)
-    labels[~np.isin(labels, chosen)] = 0
-    return labels, float(size_ml.max())
-
-
-def split_sides(blocks, labels, midline):
-    """Turn components into right (1) and left (2); one that holds both lungs is cut where it is narrowest.
-
-    Returns (uint8 sides, whether a component had to be cut).
-    """
-    from scipy import ndimage
-
-    sides = np.zeros(labels.shape, np.uint8)
-    joined = False
-    for label, box in enumerate(ndimage.find_objects(labels.view(np.int32)), start=1):
-        if box is None:
-            continue
-        part = labels[box] == label
-        columns = part.sum(axis=(0, 1), dtype=np.int64)
-        x = np.arange(box[2].start, box[2].stop)
-        share_left = columns[x > midline].sum() / columns.sum()
-        cut = None
-        if STRADDLING_SHARE < share_left < 1 - STRADDLING_SHARE:
-            cut = cut_in_two(part, blocks, blocks.hu[box], midline - box[2].start)
-        if cut is None:
-            side = LEFT if (columns * x).sum() / columns.sum() > midline else RIGHT
-            sides[box][part] = side
-        else:
-            joined = True
-            sides[box][part] = cut[part]
-    return sides, joined
-
-
-def cut_in_two(part, blocks, hu, midline):
-    """Find two seeds, one on each side, and let them grow until they meet; None where there are no two.
-
-    part, hu   a component and the HU of the same box of blocks
-    A junction line of two pleurae shows as blocks brighter than lung, so seeds of dark blocks are tried first, and meet
-    at the brightest ones. Where nothing shows, the component is eroded until it falls apart, and the seeds meet where
-    it is narrowest.
-    """
-    from skimage.segmentation import watershed
-
-    step = min(blocks.spacing_mm[1:])
-    for radius in (0.0, step):
-        seeds = two_seeds(erode(part & (hu < JUNCTION_HU), blocks.spacing_mm, radius), part, midline)
-        if seeds is not None:
-            return watershed(hu, seeds, mask=part)
-    for radius in np.arange(step, CUT_REACH_MM, step):
-        seeds = two_seeds(erode(part, blocks.spacing_mm, radius), part, midline)
-        if seeds is not None:
-            return watershed(-squared_distance(~part, blocks.spacing_mm, CUT_REACH_MM), seeds, mask=part)
-    return None
-
-
-def two_seeds(core, part, midline):
-    """Mark the two largest components of `core` as right and left; None unless both are large and on their side."""
-    from scipy import ndimage
-
-    labels, counts = components(core)
-    if len(counts) < 3:
-        return None
-    largest = 1 + np.argsort(counts[1:], kind="stable")[::-1][:2]
-    if counts[largest[1]] < SEED_SHARE * np.count_nonzero(part):
-        return None
-    x = [ndimage.center_of_mass(labels == label)[2] for label in largest]
-    right, left = largest[np.argsort(x)]
-    if not min(x) < midline < max(x):
-        return None
-    return np.where(labels == right, np.int32(RIGHT), np.where(labels == left, np.int32(LEFT), np.int32(0)))
-
-
-def nearest_side(sides, spacing_mm):
-    """Widen both lungs by a block: where voxels below the threshold still belong to them."""
-    reach = 1.01 * max(spacing_mm[1], spacing_mm[2])
-    right = squared_distance(sides == RIGHT, spacing_mm, reach)
-    left = squared_distance(sides == LEFT, spacing_mm, reach)
-    limit = np.float32(reach**2)
-    return np.where(
-        (right <= left) & (right <= limit), np.uint8(RIGHT), np.where(left <= limit, np.uint8(LEFT), np.uint8(0))
-    )
 
 
 def _no_lungs(mask, spacing_mm, settings, largest_ml, min_lung_ml):
