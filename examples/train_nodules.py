@@ -53,7 +53,8 @@ def network():
 
 
 def train(cohort, steps, seed):
-    source = lungmill.PatchSource(cohort.select(split=["train", "val"]), WIDER_MM, classes=CLASSES, seed=seed, length=4096)
+    patients = cohort.select(split=["train", "val"])
+    source = lungmill.PatchSource(patients, WIDER_MM, classes=CLASSES, seed=seed, length=32 * steps)
     flow = lungmill.DataFlow(
         [source.images, source.labels], 32, nb_proc_workers=1, preprocessor=[augmented, prepared], rng=seed
     )

@@ -23,15 +23,24 @@ def program_of(page):
     return "\n".join(lines) + "\n"
 
 
+def run_page(page, folder, results):
+    (folder / "results").symlink_to(results)
+    program = folder / f"{page.stem}.py"
+    program.write_text(program_of(page), encoding="utf-8")
+    environment = {"PYTHONPATH": str(ROOT / "scripts"), "PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    command = [sys.executable, program.name]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_training_example_of_the_readme_runs(tmp_path, demo_results):
+    first = next(found for found in FENCE.finditer((ROOT / "README.md").read_text("utf-8")) if "DataFlow" in found[1])
+    (tmp_path / "README.md").write_text(first[0], encoding="utf-8")
+    run_page(tmp_path / "README.md", tmp_path, demo_results)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_examples_of_a_page_run_from_top_to_bottom(page, tmp_path, demo_results):
     for package in NEEDED.get(page.name, ()):
         pytest.importorskip(package)
-    (tmp_path / "results").symlink_to(demo_results)
-    program = tmp_path / f"{page.stem}.py"
-    program.write_text(program_of(page), encoding="utf-8")
-    environment = {"PYTHONPATH": str(ROOT / "scripts"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, program.name], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    run_page(page, tmp_path, demo_results)
