@@ -32,7 +32,7 @@ def nothing_left(time_limit):
     """After the test there is no thread, no process and no shared memory that was not there."""
     before = named_memory("self")
     yield
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("lungmill")] == []
+    wait_until(lambda: not any(thread.name.startswith("lungmill") for thread in threading.enumerate()))
     assert multiprocessing.active_children() == []
     if open_slots("self"):
         # The traceback of an exception holds the arrays of its frames, in a cycle with them.

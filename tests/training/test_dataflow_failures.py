@@ -220,7 +220,8 @@ def leave_before_the_first_batch():
 )
 def test_leaving_early_leaves_nothing(leave):
     leave()
-    assert nobody_is_left()
+    # The garbage collector may have come by in a thread of the flow, which then is the last to end.
+    wait_until(nobody_is_left)
 
 
 def test_leaving_does_not_wait_for_a_busy_worker():
