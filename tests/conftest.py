@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from stores import EVERY_FORMAT
+from workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -14,3 +16,12 @@ def real_data():
     if not folder.is_dir():
         pytest.skip("the real scans (../shared/real-data) are not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_results(tmp_path_factory):
+    """The results of the demo cohort, in every format: not to be written to."""
+    workspace = Workspace(tmp_path_factory.mktemp("demo"))
+    workspace.run(pack=EVERY_FORMAT)
+    assert "Nothing to be done" in workspace.run(pack=EVERY_FORMAT).text
+    return workspace.results

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from stores import EVERY_FORMAT, FORMATS, assert_stores_equal_arrays
-from workspace import ROOT, Workspace
+from stores import FORMATS, assert_stores_equal_arrays
+from workspace import ROOT
 
 from lungmill import Grid, open_cohort
 from lungmill.demo import PATIENTS, demo_anatomy
@@ -31,11 +31,8 @@ ACCEPTED = [patient for patient, (status, *_) in VERDICTS.items() if status == "
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    workspace = Workspace(tmp_path_factory.mktemp("demo"))
-    workspace.run(pack=EVERY_FORMAT)
-    assert "Nothing to be done" in workspace.run(pack=EVERY_FORMAT).text
-    return workspace.results
+def results(demo_results):
+    return demo_results
 
 
 @pytest.fixture(scope="module")
