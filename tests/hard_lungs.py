@@ -339,18 +339,21 @@ def arms_down(chest, touching=True):
         chest, lambda v: np.pad(v, pad, constant_values=-1000), lambda a: np.pad(a, pad), "", chest.spacing_mm
     )
     coarse, step = solid_body(chest)
-    hit = np.flatnonzero(coarse.any(axis=(0, 1))) * step[2] * chest.spacing_mm[2]
     z, y, x = axes_mm(chest)
     (_, (y0, y1), _) = extent_mm(chest)
-    radius, gap = 42.0, (-6.0 if touching else 8.0)
+    radius, gap, height = 42.0, (-7.0 if touching else 8.0), 0.5 * (y0 + y1) + 48
+    row = int(height / (step[1] * chest.spacing_mm[1]))
+    beside = coarse[:, row - 8 : row + 9].any(axis=1)
+    columns = np.arange(beside.shape[1]) * step[2] * chest.spacing_mm[2]
     volume = chest.volume.copy()
     rng = np.random.default_rng(4)
-    for side, edge in ((-1, hit[0]), (1, hit[-1])):
-        bend = 6 * np.cos(z / 60)
-        away = np.hypot(y - (0.5 * (y0 + y1) + 25 + bend), x - (edge + side * (radius + gap)))
+    for side in (-1, 1):
+        skin = np.where(beside, side * columns, -np.inf).max(axis=1)  # how far the body reaches in each slice
+        skin = ndimage.gaussian_filter1d(side * skin, 3, mode="nearest")
+        skin = np.interp(z.ravel(), np.arange(len(skin)) * step[0] * chest.spacing_mm[0], skin).reshape(z.shape)
+        away = np.hypot(y - height, x - (skin + side * (radius + gap)))
         for size, hu in ((radius, -90), (radius - 7, 50), (11, 900), (6, 100)):
-            where = np.broadcast_to(away < size, volume.shape) & (chest.volume < -600) & (chest.truth == 0)
-            where &= np.broadcast_to(side * (x - edge) > -25, volume.shape)
+            where = (away < size) & (chest.volume < -600) & (chest.truth == 0) & (side * (x - skin) > -25)
             volume[where] = rng.normal(hu, 15, np.count_nonzero(where))
     how = "touching the body" if touching else "beside the body"
     return chest._replace(volume=volume, words=f"arms down, {how}")

@@ -106,6 +106,14 @@ def take_pockets_away(blocks, labels, gas_hu):
             labels[box][around][body] = 0
 
 
+def rejected_air(blocks, others):
+    """Larger pieces of air that are no lung, bowel gas for instance, and a block around them."""
+    labels, counts = components(others)
+    large = counts * blocks.ml >= PIECE_ML
+    large[0] = False
+    return dilate(large[labels], blocks.spacing_mm, 1.01 * max(blocks.spacing_mm))
+
+
 def pure_gas_ml(blocks, sides, gas_hu):
     """Volume of gas without any tissue in the lungs, where a ball of 6 mm fits in."""
     gas = (sides > 0) & (blocks.hu < gas_hu + PURE_ABOVE_GAS_HU)

@@ -36,7 +36,7 @@ def describe_mask(mask, spacing_mm, plausible=None):
     `code` and `detail`, the words with the number that made it so), `volume_ml` {right, left}, `area_mm2` {right, left}
     (a number for every axial slice), `bounding_box` [[start, stop], ...] in voxels, half-open, None for an empty mask.
     """
-    pixel_mm2 = float(spacing_mm[1] * spacing_mm[2])
+    pixel_mm2 = float(spacing_mm[1]) * float(spacing_mm[2])
     area, volume = {}, {}
     for name, label in (("right", RIGHT), ("left", LEFT)):
         # Plane by plane: a comparison of the whole mask would cost as much memory as the mask.

@@ -11,11 +11,12 @@ from lungmill.dents import PLEURA_MM, RECOVERED_MM, close_dents, outer_wall
 from lungmill.morphology import bounding_box, dilate, fill_enclosed, squared_distance
 
 
-def close_lungs(sides, hu, spacing_mm, closing_mm):
+def close_lungs(sides, hu, spacing_mm, closing_mm, rejected=None):
     """Fill and close each lung by itself, so that nothing bridges from one to the other.
 
-    sides is uint8 [z, y, x], 0, 1 or 2; hu is the int16 HU of the same blocks. Returns (uint8 side, float32 depth):
-    voxels with depth above 0, interpolated, belong to the lung. Depth is the distance in mm into the closed lung.
+    sides is uint8 [z, y, x], 0, 1 or 2; hu is the int16 HU of the same blocks; rejected, bool, is air that is no lung
+    and must not come back, unless a lung encloses it. Returns (uint8 side, float32 depth): voxels with depth above 0,
+    interpolated, belong to the lung. Depth is the distance in mm into the closed lung.
     """
     side = np.zeros(sides.shape, np.uint8)
     depth = np.full(sides.shape, np.float32(-100))
@@ -40,7 +41,7 @@ def close_lungs(sides, hu, spacing_mm, closing_mm):
         # Where it recovers something, go on into the pleura, as far as readers do.
         inner[~shallow] -= np.float32(step)
         inner[recovered & shallow] += np.float32(PLEURA_MM)
-        inner[other] = -100
+        inner[other if rejected is None else other | (rejected[box] & ~lung)] = -100
         better = inner > depth[box]
         depth[box][better] = inner[better]
         side[box][better & (inner > -50)] = label

@@ -9,7 +9,7 @@ import numpy as np
 
 from lungmill.airway import blocks_of, find_trachea, segment_airway
 from lungmill.body import Blocks, enclosed_air, find_body, find_midline, find_padding, in_plane_neighbours, middle_z
-from lungmill.components import choose_lungs, nearest_side, pure_gas_ml, split_sides
+from lungmill.components import choose_lungs, nearest_side, pure_gas_ml, rejected_air, split_sides
 from lungmill.dents import dense_hollows_ml
 from lungmill.errors import LungmillError
 from lungmill.mask_statistics import Plausible, describe_mask
@@ -61,11 +61,12 @@ def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_
     if lungs is None:
         return mask, _no_lungs(mask, spacing_mm, settings, largest_ml, min_lung_ml)
     sides, joined = split_sides(blocks, lungs, midline)
+    rejected = rejected_air(blocks, air & (sides == 0))
     del lungs, air, body, trachea
 
     air_side = nearest_side(sides, blocks.spacing_mm)
     air_side[(blocks.hu < threshold_hu) & (sides == 0) & ~padding] = 0
-    solid_side, depth = close_lungs(sides, blocks.hu, blocks.spacing_mm, closing_mm)
+    solid_side, depth = close_lungs(sides, blocks.hu, blocks.spacing_mm, closing_mm, rejected)
     solid_side[padding] = 0
     # Depth changes by no more than the distance, and by a block where the closing sets walls apart.
     sure_mm = 3 * float(np.linalg.norm(blocks.spacing_mm))
