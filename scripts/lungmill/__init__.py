@@ -14,6 +14,7 @@ _HOMES = {
     "volume": ["hounsfield_histogram"],
     "segmentation": ["segment_lungs"],
     "packing": ["pack"],
+    "segmenting": ["segment"],
     "segment_command": ["segment_with_command"],
     "mask_statistics": ["Plausible", "describe_mask"],
     "patches": ["crop_center", "cut_patches"],

@@ -94,13 +94,22 @@ def choose_centres(positions, grid, *, shape, per_class, nodules, seed, patient)
     nodule_centres, outside = nodule_centres[inside], int((~inside).sum())
     centres = {}
     for name in ("lung", "background"):
-        table = _without_nodules(positions[name], nodule_centres, size)
+        table = clear_of(positions[name], nodule_centres, size)
         chosen = class_rng(seed, patient, name).choice(len(table), min(per_class, len(table)), replace=False)
         centres[name] = table[np.sort(chosen)]
     if nodules is not None:
         rng = class_rng(seed, patient, "nodule")
         centres["nodule"] = _draw_around(nodule_centres, size, grid.shape, per_class, rng)
     return centres, outside
+
+
+def clear_of(table, points, size):
+    """The rows of a table of centres, (n, 3), whose patch of `size` voxels contains none of the points, (m, 3)."""
+    keep = np.ones(len(table), bool)
+    for point in points:
+        start = table - size // 2
+        keep &= ~((start <= point) & (point < start + size)).all(axis=1)
+    return table[keep]
 
 
 def crop_center(array, shape, centre=None, fill=AIR_HU):
@@ -140,15 +149,6 @@ def _patch_shape(shape):
 
 def _in_3d(shape):
     return (1, *shape) if len(shape) == 2 else shape
-
-
-def _without_nodules(table, centres, size):
-    """The rows of a table of positions whose patch contains none of the nodule centres."""
-    keep = np.ones(len(table), bool)
-    for centre in centres:
-        start = table - size // 2
-        keep &= ~((start <= centre) & (centre < start + size)).all(axis=1)
-    return table[keep]
 
 
 def _draw_around(centres, size, shape, number, rng):

@@ -5,6 +5,7 @@ from collections import defaultdict
 import numpy as np
 
 from lungmill.files import read_json
+from lungmill.patches import clear_of
 from lungmill.training.errors import ArrayError
 
 NODULE = "nodule"
@@ -32,7 +33,7 @@ class Positions:
             tables[NODULE] = self._nodules(patient)
             for label in stored:
                 if label != NODULE:
-                    tables[label] = _clear_of(tables[label], tables[NODULE], self._size)
+                    tables[label] = clear_of(tables[label], tables[NODULE], self._size)
         for label, by_patient in self._own.items():
             tables[label] = _voxels(by_patient.get(name, []), f"positions[{label!r}][{name!r}]")
         return tables
@@ -112,15 +113,6 @@ def _names_in(path):
 
     with h5py.File(path, "r") as file:
         return [NODULE] if f"positions/{NODULE}" in file else []
-
-
-def _clear_of(table, points, size):
-    """The rows of a table of centres whose patch contains none of the points."""
-    keep = np.ones(len(table), bool)
-    for point in points:
-        start = table - size // 2
-        keep &= ~((start <= point) & (point < start + size)).all(axis=1)
-    return table[keep]
 
 
 def _voxels(values, what):
