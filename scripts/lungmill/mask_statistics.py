@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lungmill.regions import bounding_box
+from lungmill.morphology import bounding_box
 
 RIGHT, LEFT = 1, 2
 
