@@ -9,7 +9,9 @@ from console import Console
 from lungmill.dataset import PRODUCTS
 from lungmill.packing import ZARR_FILES
 from settings import read_settings
+from warm import use_warm_interpreter
 
+use_warm_interpreter()
 SETTINGS = read_settings(config, ROOT)
 RESULTS, LOGS = SETTINGS.results, SETTINGS.logs
 PATIENTS = SETTINGS.patients
