@@ -1,7 +1,8 @@
 """Runs the rules' scripts as forks of one warm interpreter per run instead of starting Python for each of them.
 
 Scripts, logs, outputs and exit codes are the same; what differs is that nobody waits for imports. Where a job has an
-environment of its own (conda, container, modules) it is started as Snakemake does. LUNGMILL_WARM=0 turns it off.
+environment of its own (conda, container, modules), and elsewhere than on Linux, it is started as Snakemake does.
+LUNGMILL_WARM=0 turns it off.
 """
 
 import atexit
@@ -21,7 +22,7 @@ PROGRAM = Path(__file__).resolve().parents[1] / "scripts" / "_warm.py"
 
 def use_warm_interpreter():
     """Let Snakemake's Python scripts run in a `WarmInterpreter`, which starts with the first of them."""
-    if os.environ.get("LUNGMILL_WARM") == "0" or not hasattr(os, "fork") or hasattr(PythonScript, "started_cold"):
+    if os.environ.get("LUNGMILL_WARM") == "0" or sys.platform != "linux" or hasattr(PythonScript, "started_cold"):
         return
     PythonScript.started_cold = PythonScript.execute_script
     warm = WarmInterpreter()
@@ -55,6 +56,7 @@ class WarmInterpreter:
         self._channel = None
         self._waiting = {}
         self._number = 0
+        self.process = None
 
     def run(self, file, script):
         """Run `file`, which Snakemake made of `script`; return how it ended, a dict, once it has."""
@@ -77,18 +79,18 @@ class WarmInterpreter:
         # Its threads would not survive a fork; the steps use threads of their own.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(PROGRAM), str(theirs.fileno())]
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
+        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
         theirs.close()
         self._channel = ours
-        atexit.register(self._end, ours, process)
+        atexit.register(self.end)
         threading.Thread(target=self._listen, args=(ours,), daemon=True).start()
 
-    @staticmethod
-    def _end(channel, process):
-        """It ends by itself when nobody can ask it any more; what it used is then part of what the run used."""
-        with contextlib.suppress(OSError):
-            channel.shutdown(socket.SHUT_WR)
-        process.wait()
+    def end(self):
+        """Let it end, which it does when nobody can ask it any more; what it used is then part of what the run used."""
+        if self._channel is not None:
+            with contextlib.suppress(OSError):
+                self._channel.shutdown(socket.SHUT_WR)
+        self.process.wait()
 
     def _listen(self, channel):
         with channel.makefile("r", encoding="utf-8") as answers:

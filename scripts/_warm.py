@@ -5,19 +5,25 @@ compute. `rules/warm.py` starts this program once, and tells it through a socket
 """
 
 import ast
+import atexit
 import contextlib
+import ctypes
+import gc
 import importlib
 import json
 import os
+import pickle
 import runpy
 import selectors
 import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
-MOST_BYTES = 60_000  # of a message: less than a pipe holds, so that nobody waits for a reader
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+MOST_BYTES = 60_000  # of a child's report: less than a pipe holds, so that it need not wait for a reader
 
 
 class Warm:
@@ -25,7 +31,8 @@ class Warm:
 
     def __init__(self, channel):
         self.channel = channel
-        self.running = {}  # pid: (number of the request, when it began, pipe with the names of its modules)
+        self.unread = b""
+        self.running = {}  # pid: (number of the request, when it began, pipe on which the child tells what it learned)
 
     def serve(self):
         """Until the other side is gone and all children have ended. Returns a script to run: in a child, None else."""
@@ -35,35 +42,39 @@ class Warm:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the jobs and for Snakemake
         signal.set_wakeup_fd(wake)
-        requests = self.channel.makefile("r", encoding="utf-8")
         with selectors.DefaultSelector() as ready:
             ready.register(self.channel, selectors.EVENT_READ)
             ready.register(waker, selectors.EVENT_READ)
-            listening = True
-            while listening or self.running:
+            while ready.get_map().get(self.channel) or self.running:
                 for key, _ in ready.select():
                     if key.fd == waker:
                         os.read(waker, 4096)
                         self.reap()
                         continue
-                    line = requests.readline()
-                    if not line:
-                        listening = False
+                    received = self.channel.recv(65536)
+                    if not received:
                         ready.unregister(self.channel)
-                        continue
-                    request = json.loads(line)
-                    prepare(request["script"])
-                    if self.fork(request["number"]):
-                        signal.set_wakeup_fd(-1)
-                        os.close(waker)
-                        os.close(wake)
-                        return request["file"]
+                    for request in self.requests(received):
+                        prepare(request["script"])
+                        if self.fork(request["number"]):
+                            signal.set_wakeup_fd(-1)
+                            os.close(waker)
+                            os.close(wake)
+                            return request["file"]
         return None
+
+    def requests(self, received):
+        """The whole lines among what has been received so far."""
+        *lines, self.unread = (self.unread + received).split(b"\n")
+        return [json.loads(line) for line in lines]
 
     def fork(self, number):
         """True in the child."""
         report, tell = os.pipe()
+        os.set_blocking(report, False)
+        gc.freeze()  # a collection in the child would otherwise touch, and so copy, every page of the parent
         began = time.monotonic()
+        here = os.getpid()
         pid = os.fork()
         if pid:
             os.close(tell)
@@ -71,13 +82,12 @@ class Warm:
             return False
         os.close(report)
         self.channel.close()
-        for name in (signal.SIGCHLD, signal.SIGINT):
-            signal.signal(name, signal.SIG_DFL if name == signal.SIGCHLD else signal.default_int_handler)
-        known = set(sys.modules)
-        import atexit
-
-        # Registered first, so it runs last: what a job imported on its way, the next one finds imported.
-        atexit.register(lambda: os.write(tell, "\n".join(set(sys.modules) - known).encode()[:MOST_BYTES]))
+        die_with(here)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        known = set(sys.modules), signatures()
+        # Registered first, so it runs last: what a job imported and compiled on its way, the next one finds done.
+        atexit.register(lambda: os.write(tell, learned(*known)))
         return True
 
     def reap(self):
@@ -86,18 +96,62 @@ class Warm:
             if pid == 0:
                 return
             number, began, report = self.running.pop(pid)
-            with open(report, encoding="utf-8") as names:
-                late = names.read().split("\n")
+            late = b""
+            with contextlib.suppress(BlockingIOError):  # killed, while a process of its own still holds the pipe
+                late = os.read(report, MOST_BYTES)
+            os.close(report)
             ended = {
                 "number": number,
                 "exit_code": os.waitstatus_to_exitcode(status),
                 "seconds": time.monotonic() - began,
                 "cpu_seconds": used.ru_utime + used.ru_stime,
-                "max_rss_mb": used.ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024),
+                "max_rss_mb": used.ru_maxrss / 1024,
             }
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # Snakemake itself was killed
                 self.channel.sendall(json.dumps(ended).encode() + b"\n")
-            import_all(late)
+            learn(late)
+
+
+def die_with(parent):
+    """Let the kernel kill this process when `parent` dies: Snakemake then takes the job for failed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def learned(modules, kernels):
+    """What is imported and compiled now and was not before, as bytes for `learn`."""
+    new = {name: found - kernels.get(name, set()) for name, found in signatures().items()}
+    report = pickle.dumps((sorted(set(sys.modules) - modules), {name: found for name, found in new.items() if found}))
+    return report if len(report) <= MOST_BYTES else b""
+
+
+def learn(report):
+    """Import and load here what a child has reported; a child that was killed has reported nothing."""
+    if not report:
+        return
+    modules, kernels = pickle.loads(report)  # our own child wrote it
+    import_all(modules)
+    for (module, name), found in kernels.items():
+        kernel = getattr(sys.modules.get(module), name, None)
+        for signature in found:
+            # From numba's cache on disk, where the child has left it.
+            with contextlib.suppress(Exception):
+                kernel.compile(signature)
+
+
+def signatures():
+    """The argument types for which each numba kernel of the library is ready to run, by (module, name)."""
+    numba = sys.modules.get("numba.core.dispatcher")
+    if numba is None:
+        return {}
+    return {
+        (module, name): set(value.signatures)
+        for module, contents in list(sys.modules.items())
+        if module.startswith("lungmill.")
+        for name, value in list(vars(contents).items())
+        if isinstance(value, numba.Dispatcher) and value.signatures
+    }
 
 
 def prepare(script):
@@ -119,11 +173,21 @@ def import_all(names):
                 importlib.import_module(name)
 
 
+def end_quickly():
+    """End as Python does, but for taking apart every module it has imported, which takes a quarter of a second."""
+    threading._shutdown()  # waits for threads
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def main(channel):
     script = Warm(channel).serve()
     if script is not None:
         sys.argv = [script]
         runpy.run_path(script, run_name="__main__")
+        end_quickly()
 
 
 if __name__ == "__main__":
