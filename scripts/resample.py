@@ -9,7 +9,7 @@ from lungmill.progress import bar
 from lungmill.resampling import resample
 from lungmill.series import read_series
 from lungmill.sidecar import write_array
-from lungmill.volume import describe_volume
+from lungmill.volume import CountedVolume, describe_volume
 
 step = snakemake.params.step
 series = read_series(step["dicom"], read_json(snakemake.input.verdict))
@@ -20,7 +20,7 @@ def make(create):
         series,
         spacing_mm=step["spacing"],
         interpolation=step["interpolation"],
-        out=lambda shape: create(shape, "int16"),
+        out=lambda shape: CountedVolume(create(shape, "int16")),
         progress=bar(f"resample {snakemake.wildcards.patient}"),
     )
     return describe_volume(volume, grid, series, step["interpolation"])

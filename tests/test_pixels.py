@@ -22,7 +22,7 @@ def record_of(folder, name):
 
 @settings(deadline=None)
 @given(
-    arrays(np.int16, (4, 5)),
+    st.sampled_from([np.int16, np.uint16, np.int8, np.int32]).flatmap(lambda kind: arrays(kind, (4, 5))),
     st.sampled_from([1.0, 0.5, 2.0, -1.0]),
     st.integers(-2000, 2000),
     st.integers(-3000, 3000),

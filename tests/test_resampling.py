@@ -9,7 +9,7 @@ from references import points_of, scipy_linear, simpleitk_linear
 from lungmill.dicom.geometry import slice_geometry
 from lungmill.resampling import aligned_axes, output_grid, resample
 from lungmill.series import read_series
-from lungmill.volume import hounsfield_histogram
+from lungmill.volume import CountedVolume, hounsfield_histogram
 
 SHAPE = (36, 44)
 SPHERES = [((-6.3, 4.2, 8.9), 7.0, 400.0), ((9.1, -8.4, -7.7), 6.0, -300.0), ((2.0, 7.5, -12.0), 5.0, 800.0)]
@@ -103,14 +103,22 @@ def test_air_beyond_the_scan_and_nowhere_else(case):
     assert (volume[depth < -0.01] == -1024).all()
 
 
+# Wide and narrow, fewer and more rows and planes than the kernels take at once.
+@pytest.mark.parametrize(
+    "shape, spacing",
+    [((12, 20, 24), (1.15, 0.9, 0.6)), ((7, 150, 83), (0.2, 0.53, 0.71)), ((40, 67, 200), (6.1, 2.3, 1.9))],
+    ids=["small", "finer", "coarser"],
+)
 @pytest.mark.parametrize("method", ["linear", "cubic"])
-def test_grid_shape_and_values_agree_with_simpleitk(method):
+def test_grid_shape_and_values_agree_with_simpleitk(method, shape, spacing):
+    n, rows, columns = shape
     rng = np.random.default_rng(3)
-    slices = rng.integers(-1000, 1000, (12, 20, 24)).astype(np.int16)
-    geometry, _ = slice_geometry(stack((-7.3, 4.1, 100.0), (0, 0, 2.5), 12), AXIAL, (0.8, 0.7), 20, 24)
-    volume, grid = resample(slices, geometry, spacing_mm=(1.15, 0.9, 0.6), interpolation=method)
+    slices = rng.integers(-1000, 1000, shape).astype(np.int16)
+    geometry, _ = slice_geometry(stack((-7.3, 4.1, 100.0), (0, 0, 2.5), n), AXIAL, (0.8, 0.7), rows, columns)
+    volume, grid = resample(slices, geometry, spacing_mm=spacing, interpolation=method)
     assert grid.origin_mm == pytest.approx((100.0, 4.1, -7.3))
-    assert grid.shape == (int(11 * 2.5 / 1.15) + 1, int(19 * 0.8 / 0.9) + 1, int(23 * 0.7 / 0.6) + 1)
+    lengths = zip(((n - 1) * 2.5, (rows - 1) * 0.8, (columns - 1) * 0.7), spacing, strict=True)
+    assert grid.shape == tuple(int(length / step) + 1 for length, step in lengths)
     image = sitk.GetImageFromArray(slices)
     image.SetSpacing((0.7, 0.8, 2.5))
     image.SetOrigin((-7.3, 4.1, 100.0))
@@ -142,6 +150,29 @@ def test_output_can_be_a_memory_map(tmp_path):
         slices, geometry, out=lambda shape: np.lib.format.open_memmap(path, mode="w+", dtype=np.int16, shape=shape)
     )
     np.testing.assert_array_equal(np.load(path), expected)
+
+
+@pytest.mark.parametrize("case", ["files from head to feet", "decubitus", "sagittal", "coronal", "oblique"])
+@pytest.mark.parametrize("method", ["linear", "cubic"])
+def test_planes_can_be_taken_instead_of_an_array(case, method):
+    slices, geometry = scan(*CASES[case])
+    expected, grid = resample(slices, geometry, spacing_mm=(0.15, 1, 1), interpolation=method)
+    taken = []
+
+    class Planes:
+        volume = np.empty(grid.shape, np.int16)
+
+        def __setitem__(self, planes, values):
+            taken.extend(range(*planes.indices(grid.shape[0])))
+            self.volume[planes] = values
+
+    planes = Planes()
+    assert resample(slices, geometry, spacing_mm=(0.15, 1, 1), interpolation=method, out=lambda shape: planes) == (
+        planes,
+        grid,
+    )
+    np.testing.assert_array_equal(planes.volume, expected)
+    assert sorted(taken) == list(range(grid.shape[0]))
 
 
 def test_slices_are_asked_for_once_in_order():
@@ -177,6 +208,18 @@ def test_histogram_counts_every_voxel():
     found = hounsfield_histogram(volume, width_hu=64)
     edges = np.concatenate([np.arange(-1024, 3072, 64)[:64], [40000]])
     np.testing.assert_array_equal(found["counts"], np.histogram(volume, edges)[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 40), (5, 7, 9)])
+def test_voxels_are_counted_on_their_way(shape):
+    volume = np.random.default_rng(1).integers(-32768, 32767, shape, endpoint=True).astype(np.int16)
+    counted = CountedVolume(np.empty_like(volume))
+    counted[2:] = volume[2:]
+    counted[0:2] = volume[0:2]
+    np.testing.assert_array_equal(counted.volume, volume)
+    edges = np.concatenate([[-40000], np.arange(-1024, 3072, 32)[1:], [40000]])
+    np.testing.assert_array_equal(counted.histogram()["counts"], np.histogram(volume, edges)[0])
+    assert counted.histogram() == hounsfield_histogram(volume)
 
 
 def test_unknown_interpolation():

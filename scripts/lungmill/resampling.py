@@ -1,16 +1,25 @@
 """One interpolation from a scan's own sample positions to the output grid."""
 
+import math
+from contextlib import contextmanager
+from itertools import pairwise
+
 import numpy as np
 
 from lungmill.dicom.geometry import SliceGeometry
 from lungmill.grid import Grid
-from lungmill.interpolation import METHODS, Axis, factor, make_axis, solve_columns, solve_rows
-from lungmill.resampling_kernels import blend_planes, in_plane, oblique_cubic, oblique_linear, spline_polynomials
+from lungmill.interpolation import METHODS, factor, make_axis, solve_columns, solve_rows
+from lungmill.aligned_kernels import cubic_plane, linear_plane, substitute_and_blend
+from lungmill.resampling_kernels import oblique_cubic, oblique_linear, spline_polynomials
 
 # A scan whose samples lie this close to an axis-aligned lattice is treated as aligned.
 ALIGNED_MM = 0.01
 # Slack for extents that are a whole number of voxels up to rounding of positions.
 EXTENT_SLACK = 1e-4
+# Output planes that are written at once.
+MOST_PLANES = 8
+# What the kernels take as "nothing to solve"; of one type, so that they are compiled once.
+ZERO = np.float32(0)
 
 
 def resample(slices, geometry: SliceGeometry | None = None, *, spacing_mm=1.0, interpolation="linear",
@@ -21,7 +30,8 @@ def resample(slices, geometry: SliceGeometry | None = None, *, spacing_mm=1.0, i
         slice k. Slices of an aligned scan are asked for once each, in order, so they need not be in memory together.
     geometry: where its samples lie; by default `slices.geometry`.
     spacing_mm: of the output, a number or (z, y, x). interpolation: 'linear' or 'cubic' (B-spline).
-    out: None, or a function that takes a shape and returns the int16 array to fill, such as a memory map.
+    out: None, or a function that takes a shape and returns the int16 array to fill, such as a memory map, or anything
+        that takes planes, `array[first:stop] = planes`, each once and in any order.
 
     Returns (volume, grid): int16 HU [z, y, x], and the `Grid` that places it. Whatever the scan's orientation, z grows
     to the head, y to the back, x to the patient's left. Beyond the scan's outermost samples is air, -1024 HU.
@@ -34,7 +44,7 @@ def resample(slices, geometry: SliceGeometry | None = None, *, spacing_mm=1.0, i
     volume = np.empty(grid.shape, dtype=np.int16) if out is None else out(grid.shape)
     axes = aligned_axes(geometry)
     if axes is None:
-        _resample_oblique(slices, geometry, grid, interpolation, volume)
+        _resample_oblique(slices, geometry, grid, interpolation, volume, progress)
     else:
         _resample_aligned(slices, geometry, grid, axes, interpolation, volume, progress)
     return volume, grid
@@ -85,66 +95,109 @@ def _resample_aligned(slices, geometry, grid, axes, method, volume, progress):
     across, down, right = (
         make_axis(samples, grid.axis_mm(axis), method) for samples, axis in zip(positions, axes, strict=True)
     )
-    # The output seen in the scan's axis order: a view, so writing to it writes the volume.
-    output = volume.transpose(axes)
-    planes = _Planes(slices, down, right)
-    if across.spline is None:
-        wanted = across.indices
-        for plane in progress(_order_of_use(wanted)):
-            _blend(plane, across, planes, output)
-            planes.forget_before(wanted[plane].min())
-        return
-    stack = np.empty((len(slices), len(down.indices), len(right.indices)), dtype=np.float32)
-    for k in progress(range(len(slices))):
-        stack[k] = planes[k]
-        planes.forget_before(k + 1)
+    output = _Output(volume, grid, axes)
+    resample_planes = _linear if method == "linear" else _cubic
+    resample_planes(_reader(slices, geometry), across, down, right, output, progress)
+    output.finish()
+
+
+def _reader(slices, geometry):
+    """Return a function that returns slice k; a `Series` decodes to the same array again and again."""
+    if hasattr(slices, "read"):
+        pixels = np.empty(geometry.shape[1:], dtype=np.int16)
+        return lambda k: slices.read(k, pixels)
+    return lambda k: np.ascontiguousarray(slices[k])
+
+
+def _linear(read, across, down, right, output, progress):
+    """Blend pairs of slices as they come: two resampled slices are in memory at a time."""
+    down, right = (down.indices, down.weights), (right.indices, right.weights)
+    pair = np.empty((2, len(down[0]), len(right[0])), dtype=np.float32)
+    held = [None, None]
+    for lowest, blocks in progress(_blocks_by_lowest_slice(across)):
+        for k in sorted({lowest, *across.indices[blocks[0].start].tolist()}):
+            if held[k % 2] != k:
+                linear_plane(read(k), down, right, pair[k % 2])
+                held[k % 2] = k
+        for planes in blocks:
+            with output.open(planes) as out:
+                indices = across.indices[planes] % 2
+                substitute_and_blend(pair.reshape(2, -1), 0, ZERO, ZERO, indices, across.weights[planes], out)
+
+
+def _cubic(read, across, down, right, output, progress):
+    """All slices on the way to the last, from where the spline across them can be solved; then back, blending."""
     spline = across.spline
-    solve_columns(stack.reshape(len(stack), -1), spline.lower, spline.upper, spline.inverse_diagonal)
-    for plane in range(len(output)):
-        _blend(plane, across, stack, output)
+    down, right = _spline_tables(down), _spline_tables(right)
+    stack = np.empty((len(spline.lower), len(down[0]), len(right[0])), dtype=np.float32)
+    scratch = np.empty((len(down[2]), len(right[2])), dtype=np.float32)
+    for k in progress(range(len(stack))):
+        cubic_plane(read(k), down, right, scratch, stack[max(k - 1, 0)], spline.lower[k], stack[k])
+    stack = stack.reshape(len(stack), -1)
+    blocks_of = dict(_blocks_by_lowest_slice(across))
+    for k in reversed(range(len(stack))):
+        upper, inverse = spline.upper[k], spline.inverse_diagonal[k]
+        for planes in blocks_of.get(k, [slice(0, 0)]):
+            with output.open(planes) as out:
+                substitute_and_blend(stack, k, upper, inverse, across.indices[planes], across.weights[planes], out)
+            inverse = ZERO  # slice k is done
 
 
-def _order_of_use(indices):
-    """Output planes in the order in which the scan's slices are needed, ascending."""
-    planes = range(len(indices))
-    return planes if indices[0, 0] <= indices[-1, 0] else reversed(planes)
+def _spline_tables(axis):
+    """What the kernels take: the tables of `Axis`, and its outputs in the order in which coefficients get ready."""
+    spline = axis.spline
+    order = np.argsort(-axis.indices.min(axis=1), kind="stable")
+    return axis.indices, axis.weights, spline.lower, spline.upper, spline.inverse_diagonal, order
 
 
-class _Planes:
-    """Slices resampled within their plane, made when first asked for: float32 (n_down, n_right)."""
-
-    def __init__(self, slices, down: Axis, right: Axis):
-        self.slices, self.down, self.right = slices, down, right
-        self.ready = {}
-
-    def __getitem__(self, k):
-        if k not in self.ready:
-            self.ready[k] = _resample_plane(self.slices[k], self.down, self.right)
-        return self.ready[k]
-
-    def forget_before(self, k):
-        for done in [key for key in self.ready if key < k]:
-            del self.ready[done]
+def _blocks_by_lowest_slice(across):
+    """For each slice that is the lowest one of some output planes: these, ascending, in short blocks."""
+    lowest = across.indices.min(axis=1)
+    starts = np.flatnonzero(np.diff(lowest, prepend=-1)).tolist()
+    blocks = [
+        (int(lowest[start]), [slice(k, min(k + MOST_PLANES, stop)) for k in range(start, stop, MOST_PLANES)])
+        for start, stop in pairwise([*starts, len(lowest)])
+    ]
+    return sorted(blocks, key=lambda block: block[0])
 
 
-def _resample_plane(pixels, down, right):
-    if down.spline is not None:
-        pixels = pixels.astype(np.float32)
-        solve_columns(pixels, down.spline.lower, down.spline.upper, down.spline.inverse_diagonal)
-        solve_rows(pixels, right.spline.lower, right.spline.upper, right.spline.inverse_diagonal)
-    plane = np.empty((len(down.indices), len(right.indices)), dtype=np.float32)
-    in_plane(pixels, down.indices, down.weights, right.indices, right.weights, plane)
-    return plane
+class _Output:
+    """Output planes in the scan's axis order, whichever that is, written to the volume a few at a time."""
+
+    def __init__(self, volume, grid, axes):
+        self.volume, self.axes = volume, axes
+        if isinstance(volume, np.ndarray):
+            array = np.asarray(volume)
+        else:  # takes planes [z], which a sagittal or coronal scan completes only at its end
+            array = None if axes[0] == 0 else np.empty(grid.shape, dtype=np.int16)
+        self.array = array
+        self.view = None if array is None else array.transpose(axes)
+        self.shape = tuple(grid.shape[axis] for axis in axes[1:])
+        self.buffer = None
+
+    @contextmanager
+    def open(self, planes):
+        """Yield an int16 array (planes, pixels) to be filled, which then is in the volume."""
+        count = planes.stop - planes.start
+        flat = count, math.prod(self.shape)
+        if self.view is not None and self.view.flags.c_contiguous:
+            yield self.view[planes].reshape(flat)
+            return
+        if self.buffer is None:
+            self.buffer = np.empty((MOST_PLANES, *self.shape), dtype=np.int16)
+        block = self.buffer[:count]
+        yield block.reshape(flat)
+        if count and self.view is not None:
+            self.view[planes] = block
+        elif count:
+            self.volume[planes] = block.transpose(self.axes)
+
+    def finish(self):
+        if self.array is not None and not isinstance(self.volume, np.ndarray):
+            self.volume[:] = self.array
 
 
-def _blend(plane, across, planes, output):
-    """Write output plane `plane` as the weighted sum of resampled slices."""
-    weights = across.weights[plane]
-    parts = tuple(planes[k] for k in across.indices[plane])
-    blend_planes(parts, weights, output[plane])
-
-
-def _resample_oblique(slices, geometry, grid, method, volume):
+def _resample_oblique(slices, geometry, grid, method, volume, progress):
     """Voxel by voxel through the scan's own (slice, row, column) coordinates: tilted, oblique or drifting scans.
 
     A point p lies in the scan at slice coordinate k(p . normal), piecewise linear between the slices' positions, and
@@ -159,13 +212,19 @@ def _resample_oblique(slices, geometry, grid, method, volume):
                       geometry.origins @ right / geometry.pixel_spacing[1]], axis=1)  # fmt: skip
     if method == "linear":
         samples = slices.to_array() if hasattr(slices, "to_array") else np.asarray(slices)
-        oblique_linear(samples, positions, drift, start, steps, volume)
-        return
-    coefficients = np.empty(geometry.shape, dtype=np.float32)
-    for k in range(geometry.shape[0]):
-        coefficients[k] = slices[k]
-    _prefilter(coefficients, positions)
-    oblique_cubic(coefficients, positions, drift, spline_polynomials(positions), start, steps, volume)
+        kernel, arguments = oblique_linear, (samples, positions, drift, start, steps)
+    else:
+        coefficients = np.empty(geometry.shape, dtype=np.float32)
+        for k in range(geometry.shape[0]):
+            coefficients[k] = slices[k]
+        _prefilter(coefficients, positions)
+        kernel = oblique_cubic
+        arguments = coefficients, positions, drift, spline_polynomials(positions), start, steps
+    block = np.empty((MOST_PLANES, *grid.shape[1:]), dtype=np.int16)
+    for first in progress(range(0, grid.shape[0], MOST_PLANES)):
+        planes = block[: grid.shape[0] - first]
+        kernel(*arguments, first, planes)
+        volume[first : first + len(planes)] = planes
 
 
 def _prefilter(block, positions):

@@ -1,4 +1,4 @@
-"""The numba kernels of resampling: within a slice, across slices, and voxel by voxel for tilted scans."""
+"""The numba kernels of resampling voxel by voxel, for scans whose axes do not run along the patient's."""
 
 import numpy as np
 from numba import njit
@@ -11,50 +11,9 @@ EDGE_SLACK = 1e-3
 
 
 @njit(cache=True, nogil=True)
-def in_plane(pixels, row_indices, row_weights, column_indices, column_weights, plane):
-    """Interpolate one slice: pixels (rows, columns), any dtype, to float32 `plane` (n_down, n_right)."""
-    rows = pixels.shape[0]
-    n_down, n_right = plane.shape
-    taps = row_indices.shape[1]
-    used = np.zeros(rows, dtype=np.bool_)
-    for i in range(n_down):
-        for t in range(taps):
-            used[row_indices[i, t]] = True
-    narrow = np.empty((rows, n_right), dtype=np.float32)
-    for row in range(rows):
-        if used[row]:
-            for j in range(n_right):
-                total = np.float32(0)
-                for t in range(taps):
-                    total += column_weights[j, t] * pixels[row, column_indices[j, t]]
-                narrow[row, j] = total
-    for i in range(n_down):
-        first = row_indices[i, 0]
-        weight = row_weights[i, 0]
-        for j in range(n_right):
-            plane[i, j] = weight * narrow[first, j]
-        for t in range(1, taps):
-            row = row_indices[i, t]
-            weight = row_weights[i, t]
-            for j in range(n_right):
-                plane[i, j] += weight * narrow[row, j]
-
-
-@njit(cache=True, nogil=True)
-def _held(value):
+def held(value):
     """Round to the nearest HU that a volume holds."""
     return np.int16(min(max(np.rint(value), np.float32(AIR_HU)), np.float32(32767)))
-
-
-@njit(cache=True, nogil=True)
-def blend_planes(planes, weights, out):
-    """Write the weighted sum of float32 planes, rounded and held to [-1024, 32767], to int16 `out`."""
-    for i in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            total = np.float32(0)
-            for t in range(len(planes)):
-                total += weights[t] * planes[t][i, j]
-            out[i, j] = _held(total)
 
 
 @njit(cache=True, nogil=True)
@@ -87,21 +46,22 @@ def _within(coordinate, samples):
 
 
 @njit(cache=True, nogil=True)
-def oblique_linear(samples, positions, drift, start, steps, volume):
+def oblique_linear(samples, positions, drift, start, steps, first, planes):
     """Trilinear interpolation in the sheared lattice of the scan.
 
     samples: int16 (slices, rows, columns). positions: float64 (slices,) along the normal.
     drift: float64 (slices, 2), each slice's origin in (row, column) samples. start, steps: (3,) and (3, 3), the
     (normal mm, row sample, column sample) coordinates of voxel 0 and their change per voxel of each output axis.
+    planes: int16 (n, y, x), output planes from `first` on.
     """
     _, rows, columns = samples.shape
     k = 0
-    for z in range(volume.shape[0]):
-        for y in range(volume.shape[1]):
-            for x in range(volume.shape[2]):
-                k, s, v, u = _locate(z, y, x, k, positions, drift, start, steps)
+    for z in range(planes.shape[0]):
+        for y in range(planes.shape[1]):
+            for x in range(planes.shape[2]):
+                k, s, v, u = _locate(first + z, y, x, k, positions, drift, start, steps)
                 if not (_within(s, 2) and _within(v, rows) and _within(u, columns)):
-                    volume[z, y, x] = AIR_HU
+                    planes[z, y, x] = AIR_HU
                     continue
                 i = min(max(int(v), 0), max(rows - 2, 0))
                 j = min(max(int(u), 0), max(columns - 2, 0))
@@ -114,7 +74,7 @@ def oblique_linear(samples, positions, drift, start, steps, volume):
                 high = (one - b) * ((one - c) * samples[k + 1, i, j] + c * samples[k + 1, i, j2]) + b * (
                     (one - c) * samples[k + 1, i2, j] + c * samples[k + 1, i2, j2]
                 )
-                volume[z, y, x] = _held((one - a) * low + a * high)
+                planes[z, y, x] = held((one - a) * low + a * high)
 
 
 def spline_polynomials(positions):
@@ -150,7 +110,7 @@ def _uniform_weights(s, weights):
 
 
 @njit(cache=True, nogil=True)
-def oblique_cubic(coefficients, positions, drift, polynomials, start, steps, volume):
+def oblique_cubic(coefficients, positions, drift, polynomials, start, steps, first, planes):
     """Cubic B-spline interpolation in the sheared lattice; arguments as for `oblique_linear`.
 
     coefficients: float32 (slices, rows, columns). polynomials: from `spline_polynomials`.
@@ -161,12 +121,12 @@ def oblique_cubic(coefficients, positions, drift, polynomials, start, steps, vol
     right = np.empty(4, dtype=np.float32)
     column_index = np.empty(4, dtype=np.int64)
     k = 0
-    for z in range(volume.shape[0]):
-        for y in range(volume.shape[1]):
-            for x in range(volume.shape[2]):
-                k, s, v, u = _locate(z, y, x, k, positions, drift, start, steps)
+    for z in range(planes.shape[0]):
+        for y in range(planes.shape[1]):
+            for x in range(planes.shape[2]):
+                k, s, v, u = _locate(first + z, y, x, k, positions, drift, start, steps)
                 if not (_within(s, 2) and _within(v, rows) and _within(u, columns)):
-                    volume[z, y, x] = AIR_HU
+                    planes[z, y, x] = AIR_HU
                     continue
                 i = min(max(int(v), 0), max(rows - 2, 0))
                 j = min(max(int(u), 0), max(columns - 2, 0))
@@ -186,4 +146,4 @@ def oblique_cubic(coefficients, positions, drift, polynomials, start, steps, vol
                         for c in range(4):
                             line += right[c] * plane[row, column_index[c]]
                         total += across[t] * down[r] * line
-                volume[z, y, x] = _held(total)
+                planes[z, y, x] = held(total)

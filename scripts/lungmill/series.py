@@ -29,16 +29,20 @@ class Series:
         return self.shape[0]
 
     def __getitem__(self, k):
-        return read_hounsfield(self.folder, self.verdict["slices"][k])
+        return self.read(k)
 
     def __iter__(self):
         return (self[k] for k in range(len(self)))
 
+    def read(self, k, out=None):
+        """Decode slice k, to `out` where it is given: int16 (rows, columns)."""
+        return read_hounsfield(self.folder, self.verdict["slices"][k], out=out)
+
     def to_array(self):
         """Decode all slices into one int16 array (slices, rows, columns), in the scan's own axes."""
         array = np.empty(self.shape, dtype=np.int16)
-        for k, record in enumerate(self.verdict["slices"]):
-            read_hounsfield(self.folder, record, out=array[k])
+        for k in range(len(self)):
+            self.read(k, array[k])
         return array
 
 

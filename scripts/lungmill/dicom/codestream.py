@@ -2,9 +2,12 @@
 
 import os
 import threading
-from contextlib import contextmanager
+import warnings
+from contextlib import ExitStack, contextmanager
 
-_stderr_lock = threading.Lock()
+_lock = threading.Lock()
+_inside = 0  # threads in `silence`
+_restore = None
 
 
 def declared_matrix(stream: bytes) -> tuple[int, int] | None:
@@ -32,14 +35,34 @@ def declared_matrix(stream: bytes) -> tuple[int, int] | None:
 
 
 @contextmanager
-def silent_stderr():
-    """Drop what C code prints to stderr meanwhile: libjpeg comments on every broken stream, without a file's name."""
-    with _stderr_lock:
-        saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(nowhere, 2)
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            os.close(nowhere)
+def silence():
+    """Drop what decoders say meanwhile: pydicom's warnings quote header values, and libjpeg comments on stderr.
+
+    Both are of the process, not of a thread. So the first thread that comes in switches them off and the last one that
+    leaves switches them on again; none waits for another's decoder.
+    """
+    global _inside, _restore
+    with _lock:
+        if _inside == 0:
+            _restore = _switch_off()
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _restore.close()
+
+
+def _switch_off():
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        saved = os.dup(2)
+        stack.callback(os.close, saved)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        stack.callback(os.close, nowhere)
+        os.dup2(nowhere, 2)
+        stack.callback(os.dup2, saved, 2)
+        return stack.pop_all()

@@ -5,14 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
-from pydicom.datadict import dictionary_VR
 from pydicom.errors import InvalidDicomError
-from pydicom.tag import Tag
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 
 from lungmill.dicom.scan import scan_header
 from lungmill.dicom.stream import PixelData, locate_pixel_data, open_regular, parse_header
-from lungmill.dicom.values import read_codes, read_integer, read_number, read_numbers, read_text, unless_broken
+from lungmill.dicom.values import (
+    read_codes,
+    read_integer,
+    read_number,
+    read_numbers,
+    read_text,
+    tag_and_vr,
+    unless_broken,
+)
 from lungmill.errors import DicomError
 
 # Everything that is read from a header. What is not named here cannot leave the input.
@@ -48,7 +54,7 @@ KEYWORDS = [
     "LossyImageCompression",
 ]
 
-TAGS = {Tag(keyword): dictionary_VR(keyword) for keyword in KEYWORDS}
+TAGS = {int(tag): (tag, vr) for tag, vr in map(tag_and_vr, KEYWORDS)}
 
 CT_IMAGE_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2": "CT Image Storage",

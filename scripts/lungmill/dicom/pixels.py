@@ -1,7 +1,10 @@
 """Pixels of one slice: decoding, and stored values to Hounsfield units with padding as air."""
 
+import threading
 import warnings
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pydicom
@@ -10,12 +13,14 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID, UID_dictionary
 
-from lungmill.dicom.codestream import declared_matrix, silent_stderr
+from lungmill.dicom.codestream import declared_matrix, silence
 from lungmill.dicom.jpeg12 import JPEG_EXTENDED, decode_jpeg12
 from lungmill.dicom.stream import BoundedFile, read_frame
 from lungmill.errors import DicomError
 
 AIR_HU = -1024
+# Beyond 16-bit values and any intercept, with room to add them in 32 bits.
+LARGEST_SHIFT = 1 << 24
 LOSSY_SYNTAXES = {
     "1.2.840.10008.1.2.4.50",  # JPEG Baseline
     "1.2.840.10008.1.2.4.51",  # JPEG Extended
@@ -66,7 +71,7 @@ def read_hounsfield(root, record, out=None) -> np.ndarray:
     C.7.6.3.1.2), the Modality LUT from stored values to HU (PS3.3 C.11.1) comes before all display.
     Raises DicomError('unreadable') naming the file where it cannot be decoded.
     """
-    raw = _decode(root, record)
+    raw = _decode(root, record, _kept.__dict__)
     stored = _stored_bits(raw, record["bits_stored"], record["high_bit"], record["signed"])
     if out is None:
         out = np.empty(raw.shape, dtype=np.int16)
@@ -76,7 +81,7 @@ def read_hounsfield(root, record, out=None) -> np.ndarray:
         values[(stored >= low) & (stored <= high)] = AIR_HU
         to_hounsfield(values, 1.0, 0.0, 1, 0, out)
     else:
-        to_hounsfield(stored, float(record["slope"]), float(record["intercept"]), low, high, out)
+        to_hounsfield(stored, record["slope"], record["intercept"], low, high, out)
     if stored is not raw and low <= high:
         # Padding like -2000 is written to all allocated bits, also where 12 are stored: cutting bits would hide it.
         out[(raw >= low) & (raw <= high)] = AIR_HU
@@ -88,19 +93,41 @@ def read_stored(root, record) -> np.ndarray:
     return _stored_bits(_decode(root, record), record["bits_stored"], record["high_bit"], record["signed"])
 
 
-def _decode(root, record):
-    """All allocated bits of one slice, (rows, columns)."""
+# Memory that a thread reads stored values to: new memory for each slice costs as much as reading does.
+_kept = threading.local()
+
+
+class _Layout(NamedTuple):
+    """How a transfer syntax lays out pixel data; plain: neither compressed nor in a deflated data set."""
+
+    native: bool
+    plain: bool
+    deflated: bool
+    little: bool
+
+
+@cache
+def _layout(transfer_syntax):
+    # pydicom checks a UID with a regular expression whenever it makes one.
+    uid = UID(transfer_syntax)
+    native = not uid.is_compressed
+    return _Layout(native, native and not uid.is_deflated, uid.is_deflated, uid.is_little_endian)
+
+
+def _decode(root, record, kept=None):
+    """All allocated bits of one slice, (rows, columns).
+
+    kept: None, or a dict for memory that the next slice is read to again.
+    """
     path = Path(root) / record["file"]
     shape = record["rows"], record["columns"]
     try:
-        uid = UID(record["transfer_syntax"])
-        native = not uid.is_compressed
-        if native and not uid.is_deflated:
-            raw = _read_native(path, record, uid)
+        syntax = _layout(record["transfer_syntax"])
+        if syntax.plain:
+            raw = _read_native(path, record, syntax, kept)
         else:
-            with silent_stderr(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # pydicom's warnings quote header values
-                raw = _read_native(path, record, uid) if native else _run_decoder(path, record, uid)
+            with silence():
+                raw = _read_native(path, record, syntax) if syntax.native else _run_decoder(path, record)
     except (OSError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # decoders raise anything, a panic of one in Rust is not even an Exception
@@ -111,20 +138,33 @@ def _decode(root, record):
     return raw
 
 
-def _read_native(path, record, uid):
+def _read_native(path, record, syntax, kept=None):
     """One uncompressed frame, read where it lies: frames follow each other without gaps (PS3.5 8.1.1)."""
     rows, columns, bits = record["rows"], record["columns"], record["bits_allocated"]
-    kind = np.dtype(f"{'<' if uid.is_little_endian else '>'}{'i' if record['signed'] else 'u'}{bits // 8}")
+    kind = np.dtype(f"{'<' if syntax.little else '>'}{'i' if record['signed'] else 'u'}{bits // 8}")
     offset = record["frame"] * expected_bytes(rows, columns, bits)
-    if uid.is_deflated:
+    if syntax.deflated:
         with BoundedFile(path) as stream:
             pixels = pydicom.dcmread(stream, specific_tags=["PixelData"]).get_item("PixelData").value
         raw = np.frombuffer(pixels, dtype=kind, count=rows * columns, offset=offset)
-    elif bits == 8 and not uid.is_little_endian:
+    elif bits == 8 and not syntax.little:
         raw = _read_swapped_bytes(path, record["offset"], offset, rows * columns).view(kind)
     else:
-        raw = np.fromfile(path, dtype=kind, count=rows * columns, offset=record["offset"] + offset)
+        raw = _read_values(path, kind, record["offset"] + offset, rows * columns, kept)
     return raw.reshape(rows, columns).astype(kind.newbyteorder("="), copy=False)
+
+
+def _read_values(path, kind, offset, count, kept):
+    raw = None if kept is None else kept.get("raw")
+    if raw is None or raw.nbytes != count * kind.itemsize:
+        raw = np.empty(count * kind.itemsize, np.uint8)
+    with path.open("rb", buffering=0) as stream:
+        stream.seek(offset)
+        if stream.readinto(raw) != raw.nbytes:
+            raise EOFError("the file ends before its pixel data do")
+    if kept is not None:
+        kept["raw"] = raw
+    return raw.view(kind)
 
 
 def _read_swapped_bytes(path, offset, start, count):
@@ -139,15 +179,16 @@ def _read_swapped_bytes(path, offset, start, count):
         return words.astype("<u2").view(np.uint8)[odd : odd + count]
 
 
-def _run_decoder(path, record, uid):
+def _run_decoder(path, record):
     """One compressed frame through a decoder that is given its bytes: the header is not parsed again."""
     with path.open("rb") as stream:
         frame = read_frame(stream, record["offset"], record["item"], record["frame"], record["frames"])
     if declared_matrix(frame) not in (None, (record["rows"], record["columns"])):
         raise ValueError("the compressed data have another matrix")
+    uid = record["transfer_syntax"]
     if uid == JPEG_EXTENDED and record["bits_stored"] > 8:
         return decode_jpeg12(frame, record)
-    return get_decoder(uid).as_array(
+    return get_decoder(UID(uid)).as_array(
         encapsulate([frame]),
         decoding_plugin=PLUGINS.get(uid, ""),
         index=0,
@@ -209,12 +250,38 @@ def apply_lut(stored, first, entries) -> np.ndarray:
     return entries[np.clip(stored.astype(np.int64) - first, 0, len(entries) - 1)]
 
 
-@njit(cache=True, nogil=True)
 def to_hounsfield(raw, slope, intercept, padding_low, padding_high, out):
     """HU = stored * slope + intercept (PS3.3 C.11.1.1.2), rounded to the nearest, into int16 `out`.
 
     Stored values in the closed range [padding_low, padding_high] and HU below -1024 become -1024.
     """
+    if slope == 1 and float(intercept).is_integer() and abs(intercept) < LARGEST_SHIFT and raw.dtype.itemsize <= 2:
+        # No stored value lies beyond these bounds, so a wider padding range is the same range.
+        low, high = (min(max(bound, -LARGEST_SHIFT), LARGEST_SHIFT) for bound in (padding_low, padding_high))
+        _shift(raw, np.int32(intercept), np.int32(low), np.int32(high), out)
+    else:
+        _rescale(raw, float(slope), float(intercept), padding_low, padding_high, out)
+
+
+@njit(cache=True, nogil=True)
+def _shift(raw, intercept, padding_low, padding_high, out):
+    """`to_hounsfield` for slope 1 and a whole intercept: in 32-bit integers, for stored values of 16 bits at most."""
+    for row in range(raw.shape[0]):
+        _shift_row(raw[row], intercept, padding_low, padding_high, out[row])
+
+
+@njit(cache=True, nogil=True)
+def _shift_row(raw, intercept, padding_low, padding_high, out):
+    for column in range(len(out)):
+        value = np.int32(raw[column])
+        hounsfield = min(max(value + intercept, np.int32(AIR_HU)), np.int32(32767))
+        is_padding = (value >= padding_low) & (value <= padding_high)
+        out[column] = np.int32(AIR_HU) if is_padding else hounsfield
+
+
+@njit(cache=True, nogil=True)
+def _rescale(raw, slope, intercept, padding_low, padding_high, out):
+    """`to_hounsfield` for any slope, in float64."""
     for row in range(raw.shape[0]):
         for column in range(raw.shape[1]):
             value = raw[row, column]

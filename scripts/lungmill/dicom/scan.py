@@ -35,7 +35,7 @@ class _Irregular(Exception):
 
 
 def scan_header(stream, wanted):
-    """Read the elements `wanted` (a dict from tag to VR) of the file that `stream` has open.
+    """Read the elements `wanted` (a dict from number to tag and VR) of the file that `stream` has open.
 
     Returns (data set of raw elements, transfer syntax, implicit, little endian) with `stream` standing at the pixel
     data, or None where anything is out of the ordinary: tags out of order, unknown VRs, lengths beyond the block that
@@ -75,11 +75,13 @@ def _scan(stream, block, wanted):
         if tag == PIXEL_DATA:
             break
         if tag in wanted:
-            if wanted[tag] == "SQ" or vr == b"SQ":
+            key, usual_vr = wanted[tag]
+            if usual_vr == "SQ" or vr == b"SQ":
                 raise _Irregular
-            found[tag] = RawDataElement(
-                tag,
-                wanted[tag] if implicit or vr == b"UN" else vr.decode(),
+            # The very object that is looked up later: a dict compares others by pydicom's `==`, in Python.
+            found[key] = RawDataElement(
+                key,
+                usual_vr if implicit or vr == b"UN" else vr.decode(),
                 end - start,
                 block[start:end],
                 start,

@@ -14,7 +14,8 @@ SHORT_VRS = {"US", "SS"}
 
 
 @cache
-def _tag_and_vr(keyword):
+def tag_and_vr(keyword):
+    """Tag and value representation of an attribute; the tag is always the same object, see `lungmill.dicom.scan`."""
     tag = Tag(keyword)
     return tag, dictionary_VR(tag)
 
@@ -25,7 +26,7 @@ def read_values(dataset, keyword) -> tuple:
     Text and single 16-bit numbers are taken from the bytes as they stand in the file: pydicom's conversion of a value
     costs more than its parsing of the header, and its warnings quote the value. Everything else is left to pydicom.
     """
-    tag, vr = _tag_and_vr(keyword)
+    tag, vr = tag_and_vr(keyword)
     if tag not in dataset:
         return ()
     raw = dataset.get_item(tag)
