@@ -6,11 +6,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import zarr
+from zarr.storage import ZipStore
 
 from lungmill.grid import Grid
 
 # bcolz has no ready-made package for Python 3.13 and later.
-FORMATS = ["zarr", *(["bcolz"] if find_spec("bcolz") else []), "hdf5", "npz"]
+FORMATS = ["zarr", "zarr_zip", *(["bcolz"] if find_spec("bcolz") else []), "hdf5", "npz"]
 EVERY_FORMAT = "{formats: [" + ", ".join(FORMATS) + "]}"
 
 
@@ -18,6 +19,7 @@ def open_stores(results, patient):
     """Format to an open store of the patient, each of which gives an array as `store["image"][:]`."""
     stores = {
         "zarr": zarr.open_group(results / "cohort.zarr", mode="r")[patient],
+        "zarr_zip": zarr.open_group(ZipStore(results / "zarr" / f"{patient}.zarr.zip", mode="r"), mode="r"),
         "hdf5": h5py.File(results / "hdf5" / f"{patient}.h5"),
         "npz": np.load(results / "npz" / f"{patient}.npz"),
     }

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from stores import chest, files_of
+from zarr.storage import ZipStore
 
 from lungmill.errors import ConfigError, LungmillError
 from lungmill.grid import Grid
-from lungmill.packing import SUFFIX, WRITERS, pack
+from lungmill.packing import FORMATS as ALL_FORMATS
+from lungmill.packing import SUFFIX, pack
 from lungmill.version import __version__
 
 # zarr says of every array with a codec of numcodecs that Zarr's specification has no such codec.
@@ -21,14 +23,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the 
 
 NO_BCOLZ = pytest.mark.skipif(find_spec("bcolz") is None, reason="bcolz-zipline is not installed")
 BCOLZ = pytest.param("bcolz", marks=NO_BCOLZ)
-INSTALLED = [name for name in WRITERS if name != "bcolz" or find_spec("bcolz")]
-FORMATS = [BCOLZ if name == "bcolz" else name for name in WRITERS]
+INSTALLED = [name for name in ALL_FORMATS if name != "bcolz" or find_spec("bcolz")]
+FORMATS = [BCOLZ if name == "bcolz" else name for name in ALL_FORMATS]
+
+
+def open_zarr(path, format):
+    return zarr.open_group(ZipStore(path, mode="r") if format == "zarr_zip" else path, mode="r")
 
 
 def read(path, format, name):
     """The array by the stock reader of its format, without lungmill."""
-    if format == "zarr":
-        return zarr.open_group(path, mode="r")[name][:]
+    if format.startswith("zarr"):
+        return open_zarr(path, format)[name][:]
     if format == "bcolz":
         import bcolz
 
@@ -41,8 +47,8 @@ def read(path, format, name):
 
 
 def attributes(path, format):
-    if format == "zarr":
-        return dict(zarr.open_group(path, mode="r").attrs)
+    if format.startswith("zarr"):
+        return dict(open_zarr(path, format).attrs)
     if format == "bcolz":
         import bcolz
 
@@ -174,7 +180,7 @@ def test_failure_leaves_the_old_store_and_no_temporary(tmp_path):
 
 def test_wrong_input_is_one_line(tmp_path):
     image, mask, grid = chest((8, 9, 10))
-    with pytest.raises(ConfigError, match=r"pack\.formats: 'tiff' is not one of zarr, bcolz, hdf5, npz"):
+    with pytest.raises(ConfigError, match=r"pack\.formats: 'tiff' is not one of zarr, zarr_zip, bcolz, hdf5, npz"):
         pack(tmp_path / "p", image, mask, grid, format="tiff")
     with pytest.raises(ConfigError, match=r"pack\.codec: 'zip' is not one of pcodec, blosc, planes"):
         pack(tmp_path / "p", image, mask, grid, format="zarr", codec="zip")

@@ -23,7 +23,7 @@ from lungmill.zarr_store import CODECS, FILES, FILL, cohort_metadata, write_zarr
 
 ZARR_FILES = FILES  # what a zarr patient consists of, whatever the size of the volume
 
-SUFFIX = {"zarr": "", "bcolz": ".bcolz", "hdf5": ".h5", "npz": ".npz"}
+SUFFIX = {"zarr": "", "zarr_zip": ".zarr.zip", "bcolz": ".bcolz", "hdf5": ".h5", "npz": ".npz"}
 
 # Measured on a real chest at 1 mm, (331, 330, 330), 72 MB of int16, one thread: the next level up costs 1.5 to 3 times
 # the time for at most 3 % of the size. Those of zarr stand with its codecs.
@@ -32,25 +32,28 @@ LEVEL = {"bcolz": 3, "hdf5": 3, "npz": 1}
 # zarr and hdf5: near to the patches that training reads. bcolz: whole slices, of which the first number counts.
 # In zarr those of an image become shorter until they divide the volume evenly, so that little of the last ones lies
 # beyond it; those of a mask stay, since bitshuffle finds more in rows of whole bytes.
-CHUNK = {"zarr": (64, 64, 64), "bcolz": (16, 0, 0), "hdf5": (64, 64, 64), "npz": (0, 0, 0)}
+CHUNK = {"zarr": (64, 64, 64), "zarr_zip": (64, 64, 64), "bcolz": (16, 0, 0), "hdf5": (64, 64, 64), "npz": (0, 0, 0)}
 
 
-def pack(path, image, mask, grid, *, format, metadata=None, codec="pcodec", level=None, chunk=None, threads=1):
-    """Write image and mask of one patient to `path` in one of the formats "zarr", "bcolz", "hdf5" and "npz".
+def pack(path, image, mask, grid, *, format, metadata=None, codec=None, level=None, chunk=None, threads=1):
+    """Write image and mask of one patient to `path` in a format: "zarr", "zarr_zip", "bcolz", "hdf5" or "npz".
 
     image: int16 HU and mask: uint8 labels, both [z, y, x] of `grid.shape`; memory-mapped files are read a slab at a
     time. metadata: attributes to write besides the geometry, values that JSON can hold. codec: of the image in zarr:
-    "pcodec", which needs the package pcodec to be read, or "blosc", which every reader of Zarr v3 knows, a larger file.
+    "pcodec" (None), which needs the package pcodec to be read, "blosc", which every reader of Zarr v3 knows, a larger
+    file, or "planes", a smaller one, which only lungmill reads.
     level: of the compressor, 0 to 9 (pcodec, or zstd in Blosc, for the image in zarr; zstd in Blosc for bcolz; deflate
     for hdf5 and npz); None takes what was measured best. chunk: edge of a chunk in voxels, a number or [z, y, x]; None
     takes `CHUNK[format]`, and divides images in zarr evenly. bcolz cuts along z only, and npz not at all. threads: at
-    most as many compress (zarr uses them; the others use one); the bytes do not depend on it.
+    most as many compress (zarr uses them; the others use one); the bytes do not depend on it. "zarr_zip" is "zarr" in
+    one file, `path` ending in .zip.
 
     The store takes its name when it is complete, and the same input gives the same bytes. Raises LungmillError when
     image, mask and grid do not belong together, ConfigError on an unknown format or codec.
     """
-    if format not in WRITERS:
-        raise ConfigError(f"pack.formats: {format!r} is not one of {', '.join(WRITERS)}")
+    if format not in FORMATS:
+        raise ConfigError(f"pack.formats: {format!r} is not one of {', '.join(FORMATS)}")
+    codec = codec or "pcodec"
     if codec not in CODECS:
         raise ConfigError(f"pack.codec: {codec!r} is not one of {', '.join(CODECS)}")
     for name, array, dtype in (("image", image, np.int16), ("mask", mask, np.uint8)):
@@ -68,9 +71,9 @@ def pack(path, image, mask, grid, *, format, metadata=None, codec="pcodec", leve
     edges = _chunk_shape(CHUNK[format] if chunk is None else chunk, grid.shape)
     arrays = {"image": image, "mask": mask}
     with replacing(path) as temporary:
-        if format == "zarr":
+        if format in ("zarr", "zarr_zip"):
             chunks = {"image": _even_edges(edges, grid.shape) if chunk is None else edges, "mask": edges}
-            write_zarr(temporary, arrays, attributes, codec, level, chunks, threads)
+            write_zarr(temporary, arrays, attributes, codec, level, chunks, threads, zipped=format == "zarr_zip")
         else:  # one thread: more would write the blocks of a chunk in the order in which they finish, or do nothing
             WRITERS[format](temporary, arrays, attributes, LEVEL[format] if level is None else level, edges)
 
@@ -159,4 +162,5 @@ def _write_npz(path, arrays, attributes, level, chunk):
                 np.lib.format.write_array(file, value, allow_pickle=False)
 
 
-WRITERS = {"zarr": write_zarr, "bcolz": _write_bcolz, "hdf5": _write_hdf5, "npz": _write_npz}
+WRITERS = {"bcolz": _write_bcolz, "hdf5": _write_hdf5, "npz": _write_npz}
+FORMATS = ("zarr", "zarr_zip", *WRITERS)

@@ -6,11 +6,13 @@ stored by it.
 """
 
 import math
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 
-from lungmill.files import write_json
+from lungmill.files import json_text
 from lungmill.version import __version__
 
 FILES = ("zarr.json", "image/zarr.json", "image/c/0/0/0", "mask/zarr.json", "mask/c/0/0/0")
@@ -114,23 +116,43 @@ def _steps(block, order):
 CODECS = {"pcodec": Pcodec, "blosc": Blosc, "planes": Planes}
 
 
-def write_zarr(path, arrays, attributes, codec, level, chunks, threads):
+def write_zarr(path, arrays, attributes, codec, level, chunks, threads, zipped=False):
     """Write the group `path` with the arrays "image", by the codec of that name and at that level, and "mask".
 
-    chunks: the shape of a chunk of each.
+    chunks: the shape of a chunk of each. zipped: make one file of it, which zarr's ZipStore reads.
     """
     level = CODECS[codec].best_level if level is None else level
-    for name, array in arrays.items():
-        coder = CODECS[codec](array.dtype, level) if name == "image" else Blosc(array.dtype, MASK_LEVEL)
-        folder = path / name
-        (folder / "c" / "0" / "0").mkdir(parents=True)
-        _write_shard(folder / "c" / "0" / "0" / "0", array, chunks[name], coder, FILL[name], threads)
-        write_json(folder / "zarr.json", _array_metadata(name, array, chunks[name], coder))
-    ome = _ome_metadata(arrays, attributes["spacing_mm"], attributes["origin_mm"])
-    write_json(path / "zarr.json", group_metadata({**attributes, "ome": ome}))
+    with (_zip if zipped else _folder)(path) as create:
+        for name, array in arrays.items():
+            coder = CODECS[codec](array.dtype, level) if name == "image" else Blosc(array.dtype, MASK_LEVEL)
+            with create(f"{name}/c/0/0/0") as file:
+                _write_shard(file, array, chunks[name], coder, FILL[name], threads)
+            with create(f"{name}/zarr.json") as file:
+                file.write(json_text(_array_metadata(name, array, chunks[name], coder)).encode())
+        ome = _ome_metadata(arrays, attributes["spacing_mm"], attributes["origin_mm"])
+        with create("zarr.json") as file:
+            file.write(json_text(group_metadata({**attributes, "ome": ome})).encode())
 
 
-def _write_shard(path, array, chunk, coder, fill, threads):
+@contextmanager
+def _folder(path):
+    """A function that opens a new file of the folder `path`."""
+
+    def create(name):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        return (path / name).open("wb")
+
+    yield create
+
+
+@contextmanager
+def _zip(path):
+    """The same of a zip file, which compresses nothing itself; a member opened by its name gets the date 1980-01-01."""
+    with zipfile.ZipFile(path, "w") as archive:
+        yield lambda name: archive.open(name, "w", force_zip64=True)
+
+
+def _write_shard(file, array, chunk, coder, fill, threads):
     """Write the whole array as one shard: the chunks in C order, then where each lies and how long it is, then CRC32C.
 
     Layout of the codec "sharding_indexed", https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed
@@ -150,7 +172,7 @@ def _write_shard(path, array, chunk, coder, fill, threads):
 
     index = np.full((*counts, 2), np.iinfo(np.uint64).max, "<u8")
     offset = 0
-    with path.open("wb") as file, ThreadPoolExecutor(max_workers=threads) as pool:
+    with ThreadPoolExecutor(max_workers=threads) as pool:
         for z in range(counts[0]):  # a layer at a time, so that no more than a layer waits to be written
             corners = [(z, y, x) for y in range(counts[1]) for x in range(counts[2])]
             for corner, encoded in zip(corners, pool.map(encode, corners), strict=True):
@@ -158,7 +180,7 @@ def _write_shard(path, array, chunk, coder, fill, threads):
                     file.write(encoded)
                     index[corner] = offset, len(encoded)
                     offset += len(encoded)
-        file.write(CRC32C(location="end").encode(index))
+    file.write(CRC32C(location="end").encode(index))
 
 
 def _whole_chunk(part, chunk, axes):
