@@ -56,6 +56,25 @@ def resample_with_simpleitk(array, series, grid, method):
     return sitk.GetArrayFromImage(result)
 
 
+def load_with_monai(folder, method):
+    """A DICOM folder at 1 mm by MONAI's transforms: float32, as training code has it."""
+    import torch
+    from monai.transforms import Compose, LoadImage, Spacing
+
+    torch.set_num_threads(1)
+    mode = {"linear": "bilinear", "cubic": 3}[method]
+    steps = [LoadImage(reader="ITKReader", ensure_channel_first=True), Spacing((1.0, 1.0, 1.0), mode=mode)]
+    return Compose(steps)(folder).numpy()
+
+
+def load_with_torchio(folder, method):
+    """A DICOM folder at 1 mm by TorchIO, which resamples by SimpleITK."""
+    import torchio
+
+    image = torchio.ScalarImage(folder)
+    return torchio.Resample(1, image_interpolation={"linear": "linear", "cubic": "bspline"}[method])(image).numpy()
+
+
 def lungs_of_2017(volume):
     """Threshold, label, fill every slice, keep the largest: the mask of the public 2017 tutorials."""
     from skimage import measure

@@ -6,10 +6,11 @@ Without an argument, a patient of the demo cohort is written and measured; a fol
 mask measured too. The reference is what users of this field store: Blosc, zstd 9, bitshuffle. Printed are medians over
 the rounds, and the median and range of the reference's CPU time over lungmill's within a round: above 1, lungmill is
 faster. Every store is read by its stock library and compared with the volume first; where it says so, what lungmill
-wrote is read by lungmill.ShardReader as well. Reading is measured `--reads` times for every time of writing.
+wrote is read by lungmill's own reader as well. Reading is measured `--reads` times for every time of writing.
 """
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -30,7 +31,7 @@ from lungmill import pack, read_series, resample, segment_lungs
 from lungmill.demo import PATIENTS, write_demo_patient
 from lungmill.grid import Grid
 from lungmill.plane_codec import register
-from lungmill.zarr_reader import ShardReader
+from lungmill.zarr_reader import open_array
 
 PATCH, PATCHES = 64, 12
 REFERENCES = {
@@ -43,7 +44,7 @@ LUNGMILL = {
     "lungmill, pack.codec: planes": {"format": "zarr", "codec": "planes"},
     "lungmill, pack.codec: blosc": {"format": "zarr", "codec": "blosc"},
 }
-BY_READER = ", by ShardReader"
+BY_READER = ", own reader"
 MEASURES = ("write", "whole", "patch")
 
 
@@ -109,7 +110,7 @@ def measure(image, mask, rounds, reads, scratch):
             found[name]["bytes"] = size(path if settings == "bcolz" else path / "image")
             opened[name] = open_image(path, settings)
             if name in LUNGMILL:
-                opened[name + BY_READER] = ShardReader(path / "image")
+                opened[name + BY_READER] = open_array(path, "image")
             print(".", end="", flush=True, file=sys.stderr)
         for name, stored in opened.items():
             np.testing.assert_array_equal(stored[:], image)
@@ -160,6 +161,7 @@ if __name__ == "__main__":
     parser.add_argument("--interpolation", default="cubic", choices=("linear", "cubic"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--reads", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write what was measured here")
     options = parser.parse_args()
     # zarr tells with every array that Zarr's specification has no codec of numcodecs.
     warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3 specification")
@@ -167,4 +169,7 @@ if __name__ == "__main__":
     zarr.config.set({"threading.max_workers": 1, "async.concurrency": 1})
     with tempfile.TemporaryDirectory() as folder:
         image, mask = load(options.source, options.interpolation, Path(folder))
-        report(image, measure(image, mask, options.rounds, options.reads, Path(folder)))
+        found = measure(image, mask, options.rounds, options.reads, Path(folder))
+    report(image, found)
+    if options.json:
+        options.json.write_text(json.dumps(found), encoding="utf-8")
