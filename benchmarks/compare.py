@@ -23,71 +23,17 @@ for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "BLOSC_NTHREADS", "ITK_
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 import numpy as np
-from scipy import ndimage
+from instead import (
+    ITK_INTERPOLATORS,
+    bcolz_of_2017,
+    lungs_of_2017,
+    read_with_pydicom,
+    resample_with_simpleitk,
+    zoom_with_scipy,
+)
 
 from lungmill import pack, read_series, resample, segment_lungs
 from lungmill.demo import PATIENTS, write_demo_patient
-
-ITK_INTERPOLATORS = {"linear": "sitkLinear", "cubic": "sitkBSpline"}
-
-
-def read_with_pydicom(folder):
-    """Read every file whole, sort by z, convert to HU: the usual ten lines."""
-    import pydicom
-
-    files = [path for path in Path(folder).rglob("*") if path.is_file()]
-    datasets = [pydicom.dcmread(path, force=True) for path in files]
-    datasets = [dataset for dataset in datasets if "PixelData" in dataset and "ImagePositionPatient" in dataset]
-    datasets.sort(key=lambda dataset: float(dataset.ImagePositionPatient[2]))
-    return np.stack([d.pixel_array * float(d.RescaleSlope) + float(d.RescaleIntercept) for d in datasets]).astype(
-        np.int16
-    )
-
-
-def zoom_with_scipy(array, source_mm, order):
-    return ndimage.zoom(array, np.array(source_mm) / 1.0, order=order)
-
-
-def resample_with_simpleitk(array, series, grid, method):
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(array)
-    rows, columns = series.geometry.pixel_spacing
-    image.SetSpacing((columns, rows, float(np.median(series.geometry.steps_mm))))
-    image.SetOrigin(series.geometry.origins[0].tolist())
-    interpolator = getattr(sitk, ITK_INTERPOLATORS[method])
-    identity = np.eye(3).ravel().tolist()
-    result = sitk.Resample(
-        image, grid.shape[::-1], sitk.Transform(), interpolator, grid.origin_mm[::-1], grid.spacing_mm[::-1], identity,
-        -1024, sitk.sitkInt16,
-    )  # fmt: skip
-    return sitk.GetArrayFromImage(result)
-
-
-def lungs_of_2017(volume):
-    """Threshold, label, fill every slice, keep the largest: the mask of the public 2017 tutorials."""
-    from skimage import measure
-
-    binary = (volume > -320).astype(np.int8) + 1
-    labels = measure.label(binary)
-    binary[labels == labels[0, 0, 0]] = 2
-    for plane in binary:
-        inside = measure.label(plane - 1)
-        sizes = np.bincount(inside.ravel())[1:]
-        if len(sizes):
-            plane[inside != np.argmax(sizes) + 1] = 1
-    binary = 1 - (binary - 1)
-    labels = measure.label(binary, background=0)
-    sizes = np.bincount(labels.ravel())[1:]
-    return labels == np.argmax(sizes) + 1 if len(sizes) else labels > 0
-
-
-def bcolz_of_2017(path, volume):
-    import bcolz
-
-    bcolz.set_nthreads(1)
-    params = bcolz.cparams(clevel=9, cname="zstd", shuffle=bcolz.BITSHUFFLE)
-    bcolz.carray(volume, rootdir=str(path), mode="w", cparams=params).flush()
 
 
 def cpu(function):

@@ -25,8 +25,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("scripts", "tests", "benchmarks")]
 
-# compare first: it sets the number of threads before NumPy is imported
-from compare import lungs_of_2017  # isort: split
+# first: it sets the number of threads before NumPy is imported
+from instead import lungs_of_2017  # isort: split
 
 import numpy as np
 from scipy import ndimage

@@ -68,7 +68,9 @@ def of_accepted(*patterns):
 
 def pack_settings(store):
     """Parameters of the rule that writes one format."""
-    return {"format": store, "level": config["pack"]["level"], "chunk": config["pack"]["chunk"], "code": code("pack")}
+    settings = config["pack"]
+    of_zarr = {"codec": settings["codec"]} if store in ("zarr", "zarr_zip") else {}
+    return {"format": store, "level": settings["level"], "chunk": settings["chunk"], **of_zarr, "code": code("pack")}
 
 
 def tell_where_to_look():
@@ -91,7 +93,7 @@ def dataset_rows():
     ]
 
 
-FORMATS = [name for name in ("zarr", "bcolz", "hdf5", "npz") if name in config["pack"]["formats"]]
+FORMATS = [name for name in ("zarr", "zarr_zip", "bcolz", "hdf5", "npz") if name in config["pack"]["formats"]]
 MADE = ["volume", "mask", "positions", *FORMATS, "patches"]
 PRODUCT_FILES = [product_file(name) for name in MADE]
 COHORT_GROUP = "<results>/cohort.zarr/zarr.json" if "zarr" in FORMATS else []

@@ -20,6 +20,17 @@ rule pack_zarr:
         "../scripts/pack.py"
 
 
+use rule pack_zarr as pack_zarr_zip with:
+    output:
+        store="<results>/zarr/{patient}.zarr.zip",
+    log:
+        "<logs>/pack_zarr_zip/{patient}.log",
+    benchmark:
+        "<logs>/pack_zarr_zip/{patient}.tsv"
+    params:
+        step=pack_settings("zarr_zip"),
+
+
 use rule pack_zarr as pack_bcolz with:
     output:
         store=directory("<results>/bcolz/{patient}.bcolz"),

@@ -20,6 +20,7 @@ pack(
     mask,
     grid,
     format=step["format"],
+    codec=step.get("codec"),
     level=step["level"],
     chunk=step["chunk"],
     metadata=metadata,

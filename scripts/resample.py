@@ -6,12 +6,13 @@ _job.start(snakemake)
 
 from lungmill.files import read_json
 from lungmill.progress import bar
-from lungmill.resampling import resample
+from lungmill.resampling import chosen_device, resample
 from lungmill.series import read_series
 from lungmill.sidecar import write_array
 from lungmill.volume import CountedVolume, describe_volume
 
 step = snakemake.params.step
+device = chosen_device(step["device"])
 series = read_series(step["dicom"], read_json(snakemake.input.verdict))
 
 
@@ -22,8 +23,10 @@ def make(create):
         interpolation=step["interpolation"],
         out=lambda shape: CountedVolume(create(shape, "int16")),
         progress=bar(f"resample {snakemake.wildcards.patient}"),
+        device=device,
     )
-    return describe_volume(volume, grid, series, step["interpolation"])
+    described = describe_volume(volume, grid, series, step["interpolation"])
+    return described if device == "cpu" else {**described, "device": device}
 
 
 write_array(snakemake.output.volume, snakemake.output.geometry, snakemake.wildcards.patient, make)

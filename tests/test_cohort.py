@@ -8,6 +8,7 @@ from lungmill.errors import LungmillError
 from lungmill.files import write_json, write_tsv
 from lungmill.grid import Grid
 from lungmill.packing import create_cohort_group, pack
+from lungmill.zarr_reader import ShardReader
 
 PATIENTS = [
     {"patient": "001", "split": "train", "label": "1"},
@@ -39,6 +40,9 @@ def make_results(folder, products):
         np.save(folder / "masks" / f"{patient}.npy", mask_of(i))
         write_json(folder / "volumes" / f"{patient}.json", {"patient": patient, **grid_of(i).as_dict()})
         write_json(folder / "index" / f"{patient}.json", {"status": "accepted", "patient": patient})
+        if "zarr_zip" in products:
+            zipped = folder / "zarr" / f"{patient}.zarr.zip"
+            pack(zipped, volume_of(i), mask_of(i), grid_of(i), format="zarr_zip")
         if "zarr" in products:
             pack(folder / "cohort.zarr" / patient, volume_of(i), mask_of(i), grid_of(i), format="zarr")
     if "zarr" in products:
@@ -51,7 +55,10 @@ def make_results(folder, products):
     return folder
 
 
-@pytest.fixture(params=[["volume", "mask", "zarr"], ["volume", "mask"]], ids=["zarr", "npy"])
+@pytest.fixture(
+    params=[["volume", "mask", "zarr"], ["volume", "mask", "zarr_zip"], ["volume", "mask"]],
+    ids=["zarr", "zarr_zip", "npy"],
+)
 def results(request, tmp_path):
     return make_results(tmp_path / "results", request.param)
 
@@ -80,15 +87,16 @@ def test_arrays_and_geometry(results):
 
 def test_zarr_where_there_is_zarr_and_memory_maps_elsewhere(tmp_path):
     both = open_cohort(make_results(tmp_path / "a", ["volume", "mask", "zarr"]))
-    assert isinstance(both["anna"].image, zarr.Array)
+    assert isinstance(both["anna"].image, ShardReader) and isinstance(both["anna"].zarr["image"], zarr.Array)
     plain = open_cohort(make_results(tmp_path / "b", ["volume", "mask"]))
     assert isinstance(plain["anna"].image, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         plain["anna"].image[0] = 0
 
 
-def test_stores_alone_are_enough(tmp_path):
-    results = make_results(tmp_path / "a", ["zarr"])
+@pytest.mark.parametrize("store", ["zarr", "zarr_zip"])
+def test_stores_alone_are_enough(tmp_path, store):
+    results = make_results(tmp_path / "a", [store])
     for folder in ("volumes", "masks"):
         for file in (results / folder).iterdir():
             file.unlink()

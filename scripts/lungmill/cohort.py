@@ -13,6 +13,7 @@ from lungmill.files import read_json, read_tsv
 from lungmill.grid import Grid
 from lungmill.patches import crop_center
 from lungmill.positions import read_positions
+from lungmill.zarr_reader import open_array, open_zarr
 
 __all__ = ["Cohort", "Patient", "UnknownPatientError", "crop_center", "open_cohort"]
 
@@ -122,7 +123,10 @@ class Patient:
 
     @cached_property
     def image(self):
-        """HU, int16 [z, y, x]: the zarr array where the cohort was packed as zarr, else the memory-mapped volume."""
+        """HU, int16 [z, y, x]: out of the zarr store where there is one, else the memory-mapped volume.
+
+        Of a store, what an index asks for is read and nothing else: `image[100:164, 100:164, 100:164]`.
+        """
         return self._array("image", "volume")
 
     @cached_property
@@ -142,9 +146,9 @@ class Patient:
     def grid(self):
         """The Grid of image and mask: spacing and origin in mm."""
         sidecar = self._results / "volumes" / f"{self.name}.json"
-        if sidecar.exists() or "zarr" not in self.paths:
+        if sidecar.exists() or self.store is None:
             return Grid.from_dict(self._json(sidecar))
-        return Grid.from_dict({"shape": self.image.shape, **self._zarr.attrs})
+        return Grid.from_dict({"shape": self.image.shape, **self.zarr.attrs})
 
     @cached_property
     def verdict(self):
@@ -152,14 +156,24 @@ class Patient:
         return self._json(self._results / "index" / f"{self.name}.json")
 
     @cached_property
-    def _zarr(self):
-        import zarr
+    def zarr(self):
+        """The zarr store as zarr itself opens it, a `zarr.Group` with `image`, `mask` and attributes."""
+        store = self.store
+        if store is None:
+            raise LungmillError(f"{self.name}: no zarr store: add zarr to pack.formats and run snakemake again")
+        return open_zarr(store)
 
-        return zarr.open_group(self.paths["zarr"], mode="r")
+    @property
+    def store(self):
+        """The path of the zarr store, a folder or a zip; None where there is none."""
+        paths = [self.paths[column] for column in ("zarr", "zarr_zip") if column in self.paths]
+        return next((path for path in paths if path.exists()), None)
 
     def _array(self, name, product):
-        if "zarr" in self.paths and self.paths["zarr"].exists():
-            return self._zarr[name]
+        store = self.store
+        if store is not None:
+            shard = open_array(store, name)
+            return self.zarr[name] if shard is None else shard
         path = self.paths.get(product)
         if path is None or not path.exists():
             raise LungmillError(f"{self.name}: no zarr store and no {path or product} to open: run snakemake again")

@@ -15,6 +15,7 @@ PRODUCTS = {
     "mask": "masks/{}.npy",
     "positions": "masks/{}.positions.npz",
     "zarr": "cohort.zarr/{}",
+    "zarr_zip": "zarr/{}.zarr.zip",
     "bcolz": "bcolz/{}.bcolz",
     "hdf5": "hdf5/{}.h5",
     "npz": "npz/{}.npz",

@@ -47,8 +47,13 @@ def write_text(path, text: str):
 
 
 def write_json(path, value):
-    """Write `value` as indented JSON with short lists of numbers on one line; the same value gives the same bytes."""
-    write_text(path, _json(value, 0) + "\n")
+    """Write `json_text(value)`, all or nothing."""
+    write_text(path, json_text(value))
+
+
+def json_text(value):
+    """`value` as indented JSON with short lists of numbers on one line; the same value gives the same text."""
+    return _json(value, 0) + "\n"
 
 
 def _json(value, depth):

@@ -3,7 +3,7 @@
 import numpy as np
 
 BY, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
-STORES = {"zarr": "Zarr", "bcolz": "bcolz", "hdf5": "HDF5", "npz": "npz"}
+STORES = {"zarr": "Zarr", "zarr_zip": "Zarr, zipped", "bcolz": "bcolz", "hdf5": "HDF5", "npz": "npz"}
 # A few words for every code that a verdict, a mask or a table can hold.
 LABELS = {
     "no_dicom": "No DICOM files",

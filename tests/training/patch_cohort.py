@@ -14,7 +14,7 @@ from lungmill.packing import create_cohort_group, pack
 from lungmill.patches import cut_patches
 from lungmill.positions import write_positions
 
-STORES = ["npy", "zarr", "hdf5", *(["bcolz"] if find_spec("bcolz") else [])]
+STORES = ["npy", "zarr", "zarr_zip", "hdf5", *(["bcolz"] if find_spec("bcolz") else [])]
 SPACING = (2.0, 1.0, 1.0)
 CHUNK = 16
 # Shapes and voxels of nodules. carl has no lungs, and only anna and dora have nodules.
@@ -92,6 +92,7 @@ def make_cohort(folder, stores=("npy", "zarr"), annotated=True, patch_shape=(8, 
         write_positions(folder / "masks" / f"{name}.positions.npz", positions_of(name))
         for store, path in (
             ("zarr", f"cohort.zarr/{name}"),
+            ("zarr_zip", f"zarr/{name}.zarr.zip"),
             ("hdf5", f"hdf5/{name}.h5"),
             ("bcolz", f"bcolz/{name}.bcolz"),
         ):

@@ -22,9 +22,9 @@ from patch_cohort import (
     volume_of,
 )
 
+from lungmill import zarr_reader
 from lungmill.cohort import open_cohort
 from lungmill.errors import LungmillError
-from lungmill.training import patch_stores
 from lungmill.training.dataflow import DataFlow
 from lungmill.training.errors import ArrayError
 from lungmill.training.patch_draws import draw_patients
@@ -287,7 +287,7 @@ def test_positions_of_ones_own(cohort):
         ({"shape": (4, 4), "max_open": 0}, "max_open"),
         ({"shape": (4, 4), "jitter_mm": -1}, "jitter_mm"),
         ({"shape": (4, 4), "fill": 40000}, "fill=40000 is no int16"),
-        ({"shape": (4, 4), "store": "npz"}, "store='npz' is not one of auto, zarr, npy, hdf5, bcolz"),
+        ({"shape": (4, 4), "store": "npz"}, "store='npz' is not one of auto, zarr, zarr_zip, npy, hdf5, bcolz"),
         ({"shape": (4, 4), "positions": {"x": {}}}, "positions has x, which is not one of lung, background"),
         ({"shape": (4, 4), "classes": "x", "positions": {"x": {"anna": [[1, 2]]}}}, "is not a table of voxels"),
         (
@@ -354,7 +354,7 @@ def chunks_touched(centre, shape, volume_shape):
 def test_each_chunk_that_a_patch_crosses_is_read_and_decoded_once_and_no_other(cohort, monkeypatch, shape):
     source = PatchSource(cohort, shape, ("lung", "background"), store="zarr", length=50)
     decoded, reads = [], []
-    decode, pread = patch_stores.ShardReader._decode_into, patch_stores.ShardReader._pread
+    decode, pread = zarr_reader.ShardReader._decode_chunk, zarr_reader.ShardReader._pread
     source.images[:]  # stores are open now
 
     def counting_decode(reader, *arguments):
@@ -365,8 +365,8 @@ def test_each_chunk_that_a_patch_crosses_is_read_and_decoded_once_and_no_other(c
         reads.append((reader, offset))
         return pread(reader, length, offset)
 
-    monkeypatch.setattr(patch_stores.ShardReader, "_decode_into", counting_decode)
-    monkeypatch.setattr(patch_stores.ShardReader, "_pread", counting_pread)
+    monkeypatch.setattr(zarr_reader.ShardReader, "_decode_chunk", counting_decode)
+    monkeypatch.setattr(zarr_reader.ShardReader, "_pread", counting_pread)
     for number, (name, _, *centre) in enumerate(source.table.itertuples(index=False)):
         volume = volume_of(name)
         stored = [

@@ -8,7 +8,6 @@ import numpy as np
 from dask.base import tokenize
 
 from lungmill.training.lazy import LazyArray
-from lungmill.training.reading import is_a
 from lungmill.training.views import DelayedView
 
 # For arrays that are in no chunks: memory maps.
@@ -40,11 +39,11 @@ def dask_patches(patches, chunks=32):
 
 def _dask_volume(patient, product, chunks):
     array = getattr(patient, product)
-    in_zarr = is_a(array, "zarr", "Array")
+    in_store = not isinstance(array, np.memmap)
     if chunks is None:
-        chunks = array.chunks if in_zarr else CHUNK
+        chunks = array.chunks if in_store else CHUNK
     chunks = (chunks,) * array.ndim if isinstance(chunks, int) else tuple(chunks)
-    path = patient.paths["zarr" if in_zarr else {"image": "volume", "mask": "mask"}[product]]
+    path = patient.store if in_store else patient.paths[{"image": "volume", "mask": "mask"}[product]]
     name = f"{product}-{tokenize(str(path.absolute()), path.stat().st_mtime_ns, product, chunks)}"
     # A view is pickled by the path of its file: workers in other processes open it themselves.
     return _from_array(DelayedView(array), chunks, name)

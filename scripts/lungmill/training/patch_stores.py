@@ -4,9 +4,6 @@ A reader has `shape`, `dtype` and `read(out, start)`, which fills `out` with the
 Only what the box needs is read; what lies beyond the volume is filled. Reading from several threads is safe.
 """
 
-import itertools
-import json
-import math
 import os
 import threading
 from collections import OrderedDict
@@ -16,6 +13,7 @@ import numpy as np
 from lungmill.errors import LungmillError
 from lungmill.training.errors import ArrayError
 from lungmill.training.views import DelayedView
+from lungmill.zarr_reader import open_array, open_zarr
 
 PRODUCTS = {"image": np.dtype(np.int16), "mask": np.dtype(np.uint8)}
 
@@ -23,12 +21,11 @@ PRODUCTS = {"image": np.dtype(np.int16), "mask": np.dtype(np.uint8)}
 # near to a patch in size first, as `Patient.image` has it, whole slices last.
 COLUMNS = {
     "zarr": {"image": "zarr", "mask": "zarr"},
+    "zarr_zip": {"image": "zarr_zip", "mask": "zarr_zip"},
     "npy": {"image": "volume", "mask": "mask"},
     "hdf5": {"image": "hdf5", "mask": "hdf5"},
     "bcolz": {"image": "bcolz", "mask": "bcolz"},
 }
-
-NOT_STORED = 2**64 - 1  # offset and length, in a shard's index, of a chunk that holds nothing but the fill value
 
 
 def choose_store(patients, store):
@@ -53,8 +50,9 @@ def open_reader(patient, store, product, fill):
         raise LungmillError(f"{patient.name}: no {store} store with the {product} ({path}): run snakemake again")
     if store == "npy":
         return ArrayReader(np.load(path, mmap_mode="r"), fill)
-    if store == "zarr":
-        return open_shard(path / product, fill) or ArrayReader(_open_zarr(path)[product], fill)
+    if store in ("zarr", "zarr_zip"):
+        shard = open_array(path, product)
+        return ShardBoxes(shard, fill) if shard is not None else ArrayReader(open_zarr(path)[product], fill)
     if store == "hdf5":
         import h5py
 
@@ -62,12 +60,6 @@ def open_reader(patient, store, product, fill):
     import bcolz
 
     return ArrayReader(bcolz.open(str(path), mode="r")[product], fill)
-
-
-def _open_zarr(path):
-    import zarr
-
-    return zarr.open_group(path, mode="r")
 
 
 class Readers:
@@ -138,95 +130,16 @@ class ArrayReader:
             out[target] = self._array[source]
 
 
-def open_shard(folder, fill):
-    """A ShardReader of an array that lungmill packed as zarr; None where zarr.json says that others wrote it."""
-    metadata = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
-    try:
-        [sharding] = metadata["codecs"]
-        inside = sharding["configuration"]
-        chunk, shape = tuple(inside["chunk_shape"]), tuple(metadata["shape"])
-        counts = tuple(math.ceil(n / edge) for n, edge in zip(shape, chunk, strict=True))
-        ours = (
-            sharding["name"] == "sharding_indexed"
-            and metadata["chunk_grid"]["configuration"]["chunk_shape"]
-            == [n * edge for n, edge in zip(counts, chunk, strict=True)]
-            and metadata["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
-            and metadata["data_type"] in ("int16", "uint8")
-            and [codec["name"] for codec in inside["codecs"]] == ["bytes", "blosc"]
-            and inside["codecs"][0].get("configuration", {}).get("endian", "little") == "little"
-            and [codec["name"] for codec in inside["index_codecs"]] == ["bytes", "crc32c"]
-            and inside["index_location"] == "end"
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
-    path = folder / "c" / "0" / "0" / "0"
-    return ShardReader(path, shape, chunk, metadata["data_type"], metadata["fill_value"], fill) if ours else None
+class ShardBoxes:
+    """A reader of an array that lungmill packed as zarr, through a `lungmill.zarr_reader.ShardReader`."""
 
-
-class ShardReader:
-    """A reader of a zarr array that is one shard, written by `lungmill.packing`.
-
-    It does what zarr-python does, without an event loop and without reading the shard's index for every box: the index
-    is kept, each chunk that the box crosses is read by one call and decoded once. fill_value: of chunks that are not
-    stored; fill: of what lies beyond the volume. Raises LungmillError where the shard's index is damaged.
-    """
-
-    def __init__(self, path, shape, chunk, dtype, fill_value, fill):
-        from numcodecs import CRC32C, Blosc
-
-        self.shape, self.chunk, self.dtype = shape, chunk, np.dtype(dtype)
-        self.fill, self._fill_value = fill, fill_value
-        self._decode = Blosc().decode
-        self._file = path.open("rb", buffering=0)
-        counts = [math.ceil(n / edge) for n, edge in zip(shape, chunk, strict=True)]
-        size = 16 * math.prod(counts) + 4
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            index = CRC32C(location="end").decode(self._pread(size, end - size))
-        except (RuntimeError, OSError) as error:
-            raise self._damaged(error) from error
-        self._index = np.frombuffer(index, "<u8").reshape(*counts, 2)
+    def __init__(self, shard, fill):
+        self.shape, self.dtype, self.fill = shard.shape, shard.dtype, fill
+        self._shard = shard
 
     def read(self, out, start):
         source, target = cut(start, out.shape, self.shape)
         if any(part.stop - part.start < n for part, n in zip(source, out.shape, strict=True)):
             out[...] = self.fill
-        if any(part.start >= part.stop for part in source):
-            return
-        inside = out[target]
-        decoded = np.empty(self.chunk, self.dtype)
-        parts = [_chunks_along(part, edge) for part, edge in zip(source, self.chunk, strict=True)]
-        for along_z, along_y, along_x in itertools.product(*parts):
-            number, of_chunk, of_box = zip(along_z, along_y, along_x, strict=True)
-            offset, length = self._index[number].tolist()
-            if offset == NOT_STORED:
-                inside[of_box] = self._fill_value
-            else:
-                self._decode_into(decoded, self._pread(length, offset))
-                inside[of_box] = decoded[of_chunk]
-
-    def _decode_into(self, decoded, data):
-        try:
-            self._decode(data, decoded)
-        except (RuntimeError, ValueError) as error:
-            raise self._damaged(error) from error
-
-    def _pread(self, length, offset):
-        data = os.pread(self._file.fileno(), length, offset)
-        if len(data) < length:
-            raise self._damaged("it ends too early")
-        return data
-
-    def _damaged(self, why):
-        return LungmillError(f"{self._file.name} is damaged ({why}): delete the patient's store and run again")
-
-    def __del__(self):
-        if hasattr(self, "_file"):
-            self._file.close()
-
-
-def _chunks_along(part, edge):
-    """For each chunk that a slice crosses: its number, the slice of the chunk and the slice of what is read."""
-    for number in range(part.start // edge, (part.stop - 1) // edge + 1):
-        low, high = max(part.start, number * edge), min(part.stop, (number + 1) * edge)
-        yield number, slice(low - number * edge, high - number * edge), slice(low - part.start, high - part.start)
+        if all(part.start < part.stop for part in source):
+            self._shard.read(out[target], [part.start for part in source])

@@ -1,0 +1,231 @@
+"""Measure the whole workflow on a cohort: CPU and memory per patient, against the 2017 recipe and the bare library.
+
+    python benchmarks/workflow.py [DICOM_FOLDER] [--patients 8] [--rounds 3] [--cores 1] [--thin MM]
+
+The cohort is the same scan several times over; without a folder, a patient of the demo cohort. `--thin 1.25` makes of
+the scan one with slices that distance apart first, interpolated, as DICOM: a large series where there is none at hand.
+
+A round is the recipe on one patient (`benchmarks/instead.py`, CPU without its imports), `snakemake` on the cohort in a
+fresh folder with cubic interpolation (everything: interpreters, planning, tables, report, patches), and the library
+calls index, resample, segment and pack on one patient in one process that has done them before. Printed are medians
+over the rounds, and the median and range of the ratios within a round. Peak memory is that of the largest job, as the
+benchmark files that Snakemake writes have it, and of the recipe's process. `--config KEY=VALUE` goes to snakemake.
+"""
+
+import argparse
+import csv
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
+PARTS = ("Snakefile", "config.yaml", "rules", "scripts", "schemas", "profiles", "envs")
+STEPS = ("index", "resample", "segment", "pack_zarr")
+
+
+def make_cohort(folder, scan, patients):
+    for number in range(patients):
+        shutil.copytree(scan, folder / f"patient-{number + 1}", copy_function=os.link)
+
+
+def copy_workflow(folder):
+    """The workflow in a folder of its own, with numba's cache, whose stamps are kept."""
+    folder.mkdir()
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, folder / part)
+        else:
+            shutil.copy2(ROOT / part, folder / part)
+
+
+def children_cpu():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def run_workflow(scratch, cohort, patients, cores, config):
+    """CPU seconds per patient, wall seconds per patient, peak MB of each rule, and CPU seconds of each rule."""
+    folder = scratch / "workflow"
+    copy_workflow(folder)
+    settings = [f"dicom={cohort}", "resample={interpolation: cubic}", *config]
+    command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--config", *settings]
+    before, start = children_cpu(), time.monotonic()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    seconds, wall = children_cpu() - before, time.monotonic() - start
+    rules = {}
+    for path in sorted((folder / "logs").glob("*/*.tsv")):
+        with path.open(encoding="utf-8") as file:
+            [row] = csv.DictReader(file, delimiter="\t")
+        rules.setdefault(path.parent.name, []).append((float(row["cpu_time"]), float(row["max_rss"])))
+    files = sum(path.is_file() for path in (folder / "results").rglob("*"))
+    shutil.rmtree(folder)
+    return {
+        "cpu": seconds / patients,
+        "wall": wall / patients,
+        "peak_mb": max(peak for values in rules.values() for _, peak in values),
+        "rules": {rule: (statistics.median(cpu for cpu, _ in values), max(peak for _, peak in values))
+                  for rule, values in rules.items()},
+        "files": files / patients,
+    }  # fmt: skip
+
+
+def run_program(*arguments):
+    """What a program of this folder prints as JSON."""
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_library(scan, out, rounds):
+    """The steps as library calls in this process, less a first time: median CPU seconds of each."""
+    import numpy as np
+    import yaml
+
+    from lungmill import index, pack, read_series, resample, segment
+    from lungmill.volume import describe_volume
+
+    settings = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["segment"]
+    spent = {step: [] for step in STEPS}
+
+    def timed(step, function, *arguments, **named):
+        start = time.process_time()
+        result = function(*arguments, **named)
+        spent[step].append(time.process_time() - start)
+        return result
+
+    def resampled(verdict):
+        def create(shape):
+            return np.lib.format.open_memmap(out / "volume.npy", "w+", np.int16, shape)
+
+        series = read_series(scan, verdict)
+        volume, grid = resample(series, interpolation="cubic", out=create)
+        describe_volume(volume, grid, series, "cubic")
+        return volume, grid
+
+    for _ in range(rounds + 1):
+        verdict = timed("index", index, scan)
+        volume, grid = timed("resample", resampled, verdict)
+        command = {"patient": "patient", "folder": out / "command", "threads": 1}
+        mask, *_ = timed("segment", segment, volume, grid, settings, **command)
+        timed("pack_zarr", pack, out / "store", volume, mask, grid, format="zarr")
+    return {step: statistics.median(values[1:]) for step, values in spent.items()}
+
+
+def make_thin(scan, folder, step_mm):
+    """Write the scan as DICOM with slices `step_mm` apart, each a blend of its two neighbours."""
+    import numpy as np
+    import pydicom
+
+    slices = [pydicom.dcmread(path, force=True) for path in sorted(Path(scan).rglob("*")) if path.is_file()]
+    slices = sorted((s for s in slices if "ImagePositionPatient" in s), key=lambda s: float(s.ImagePositionPatient[2]))
+    heights = np.array([float(s.ImagePositionPatient[2]) for s in slices])
+    folder.mkdir()
+    for number, height in enumerate(np.arange(heights[0], heights[-1] + 1e-6, step_mm)):
+        k = min(int(np.searchsorted(heights, height, "right")) - 1, len(slices) - 2)
+        share = (height - heights[k]) / (heights[k + 1] - heights[k])
+        low, high = (slices[i].pixel_array.astype(np.float32) for i in (k, k + 1))
+        header = slices[k]
+        made = pydicom.Dataset({element.tag: element for element in header if element.keyword != "PixelData"})
+        made.file_meta = pydicom.dataset.FileMetaDataset(header.file_meta)
+        made.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = f"2.25.{number + 1}"
+        made.InstanceNumber, made.SliceThickness, made.SliceLocation = number + 1, step_mm, float(height)
+        made.ImagePositionPatient = [*header.ImagePositionPatient[:2], float(height)]
+        blend = np.rint(low * (1 - share) + high * share)
+        made.PixelData = blend.astype(header.pixel_array.dtype).tobytes()
+        made.save_as(folder / f"{number:04}.dcm", enforce_file_format=True)
+
+
+def measure(options, scratch):
+    """A list with a dict per round: what the recipe, the workflow and the library used for one patient."""
+    scan = scratch / "scan"
+    if options.thin:
+        make_thin(options.folder, scan, options.thin)
+    else:
+        shutil.copytree(options.folder, scan)
+    cohort = scratch / "cohort"
+    make_cohort(cohort, scan, options.patients)
+    run = scratch, cohort, options.patients, options.cores, options.config
+    run_workflow(*run)  # numba compiles here if it has to
+    rounds = []
+    for number in range(options.rounds):
+        rounds.append(
+            {
+                "recipe": run_program(ROOT / "benchmarks" / "instead.py", scan, scratch / f"recipe-{number}"),
+                "workflow": run_workflow(*run),
+                "library": run_program(__file__, "--library", scan, scratch),
+            }
+        )
+        print(".", end="", flush=True, file=sys.stderr)
+    print(file=sys.stderr)
+    return rounds
+
+
+def spread(values, digits=1):
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def report(rounds, options):
+    recipe, workflow, library = ([one[key] for one in rounds] for key in ("recipe", "workflow", "library"))
+    recipe_cpu, recipe_mb = [one["cpu_seconds"] for one in recipe], [one["peak_mb"] for one in recipe]
+    cpu, peak_mb = [one["cpu"] for one in workflow], [one["peak_mb"] for one in workflow]
+    sums = [sum(one.values()) for one in library]
+    print(f"{options.patients} patients, --cores {options.cores}, {len(rounds)} rounds: medians (range), per patient")
+    print(f"recipe of 2017       {spread(recipe_cpu)} s of CPU, {spread(recipe_mb, 0)} MB at most")
+    print(f"snakemake            {spread(cpu, 2)} s of CPU, {spread(peak_mb, 0)} MB at most")
+    print(f"                     {spread([one['wall'] for one in workflow], 2)} s, {workflow[0]['files']:.1f} files")
+    for rule in workflow[0]["rules"]:
+        used = statistics.median(one["rules"][rule][0] for one in workflow)
+        peak = max(one["rules"][rule][1] for one in workflow)
+        print(f"  {rule:<18} {used:.2f} s of CPU, {peak:.0f} MB at most")
+    print(f"library, warm        {spread(sums, 2)} s of CPU")
+    for step in STEPS:
+        print(f"  {step:<18} {statistics.median(one[step] for one in library):.2f} s of CPU")
+    print(f"recipe / snakemake   {spread(ratios(recipe_cpu, cpu))} times less CPU")
+    print(f"                     {spread(ratios(recipe_mb, peak_mb))} times less memory")
+    print(f"snakemake / library  {spread(ratios(cpu, sums), 2)} times the CPU")
+
+
+def ratios(above, below):
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", help="a patient's DICOM folder")
+    parser.add_argument("--patients", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--thin", type=float, metavar="MM")
+    parser.add_argument("--config", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--json", type=Path, help="write the rounds here")
+    parser.add_argument("--library", nargs=2, metavar=("FOLDER", "SCRATCH"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.library:
+        print(json.dumps(run_library(Path(options.library[0]), Path(options.library[1]), 3)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        if not options.folder:
+            from lungmill.demo import PATIENTS, write_demo_patient
+
+            options.folder = Path(name) / "demo"
+            write_demo_patient(options.folder, PATIENTS[0], 2017)
+        rounds = measure(options, Path(name))
+    report(rounds, options)
+    if options.json:
+        options.json.write_text(json.dumps(rounds, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
