@@ -1,21 +1,24 @@
 """Measure lungmill's steps against what a user would write or pick instead, on the same series in the same run.
 
-    python benchmarks/compare.py [DICOM_FOLDER] [--repeats 5]
+    python benchmarks/compare.py [DICOM_FOLDER] [--rounds 5]
 
 Without a folder, a patient of the demo cohort is written and measured. Everything runs on one thread. What counts is
 the ratio of CPU times within one round; printed are its median and range over the rounds, after one unmeasured round.
 For resampling it is also said how many plain copies of the output, within memory, take as long: what no program that
 writes the output can beat.
-SimpleITK comes with requirements-dev.txt; its lines are left out where it is not installed.
+Resampling is also given in plain copies: the time of copying the finished volume once. SimpleITK comes with
+requirements-dev.txt; its lines, and those of MONAI and TorchIO, are left out where they are not installed.
 """
 
 import argparse
+import json
 import os
 import shutil
 import statistics
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "BLOSC_NTHREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
@@ -26,6 +29,8 @@ import numpy as np
 from instead import (
     ITK_INTERPOLATORS,
     bcolz_of_2017,
+    load_with_monai,
+    load_with_torchio,
     lungs_of_2017,
     read_with_pydicom,
     resample_with_simpleitk,
@@ -76,11 +81,17 @@ def measure(folder, repeats):
             lambda: bcolz_of_2017(scratch / "theirs", volume),
         ),
     }
-    for method in ITK_INTERPOLATORS if _has_simpleitk() else ():
+    for method in ITK_INTERPOLATORS if find_spec("SimpleITK") else ():
         pairs[f"resample, {method}: SimpleITK"] = (
             lambda method=method: resample(array, series.geometry, interpolation=method),
             lambda method=method: resample_with_simpleitk(array, series, grid, method),
         )
+    for name, load in {"monai": load_with_monai, "torchio": load_with_torchio}.items():
+        for method in ITK_INTERPOLATORS if find_spec(name) else ():
+            pairs[f"read and resample, {method}: {name}"] = (
+                lambda method=method: resample(read_series(folder), interpolation=method),
+                lambda method=method, load=load: load(folder, method),
+            )
     times = {line: {"lungmill": [], "other": [], "copy": []} for line in pairs}
     copied = np.zeros_like(volume)
     for round_ in range(repeats + 1):
@@ -96,14 +107,6 @@ def measure(folder, repeats):
     shutil.rmtree(scratch)
     print(f"{len(series)} slices of {array.shape[1]}x{array.shape[2]} to {'x'.join(map(str, grid.shape))} at 1 mm")
     return times
-
-
-def _has_simpleitk():
-    try:
-        import SimpleITK  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def report(times):
@@ -124,11 +127,14 @@ def in_words(slower, faster):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", help="a patient's DICOM folder")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", "--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write what was measured here")
     options = parser.parse_args()
-    if options.folder:
-        report(measure(options.folder, options.repeats))
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            write_demo_patient(Path(scratch) / "patient", PATIENTS[0], 2017)
-            report(measure(Path(scratch) / "patient", options.repeats))
+    with tempfile.TemporaryDirectory() as scratch:
+        if not options.folder:
+            options.folder = Path(scratch) / "patient"
+            write_demo_patient(options.folder, PATIENTS[0], 2017)
+        found = measure(options.folder, options.rounds)
+    report(found)
+    if options.json:
+        options.json.write_text(json.dumps(found), encoding="utf-8")

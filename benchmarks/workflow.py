@@ -89,11 +89,11 @@ def run_program(*arguments):
 
 def run_library(scan, out, rounds):
     """The steps as library calls in this process, less a first time: median CPU seconds of each."""
-    import numpy as np
     import yaml
 
     from lungmill import index, pack, read_series, resample, segment
-    from lungmill.volume import describe_volume
+    from lungmill.sidecar import open_volume, write_array
+    from lungmill.volume import CountedVolume, describe_volume
 
     settings = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["segment"]
     spent = {step: [] for step in STEPS}
@@ -105,13 +105,16 @@ def run_library(scan, out, rounds):
         return result
 
     def resampled(verdict):
-        def create(shape):
-            return np.lib.format.open_memmap(out / "volume.npy", "w+", np.int16, shape)
-
         series = read_series(scan, verdict)
-        volume, grid = resample(series, interpolation="cubic", out=create)
-        describe_volume(volume, grid, series, "cubic")
-        return volume, grid
+
+        def make(create):
+            volume, grid = resample(
+                series, interpolation="cubic", out=lambda shape: CountedVolume(create(shape, "int16"))
+            )
+            return describe_volume(volume, grid, series, "cubic")
+
+        write_array(out / "volume.npy", out / "volume.json", "patient", make)
+        return open_volume(out / "volume.npy", out / "volume.json")[:2]
 
     for _ in range(rounds + 1):
         verdict = timed("index", index, scan)
