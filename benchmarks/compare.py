@@ -6,8 +6,8 @@ Without a folder, a patient of the demo cohort is written and measured. Everythi
 the ratio of CPU times within one round; printed are its median and range over the rounds, after one unmeasured round.
 For resampling it is also said how many plain copies of the output, within memory, take as long: what no program that
 writes the output can beat.
-Resampling is also given in plain copies: the time of copying the finished volume once. SimpleITK comes with
-requirements-dev.txt; its lines, and those of MONAI and TorchIO, are left out where they are not installed.
+SimpleITK comes with requirements-dev.txt; its lines, and those of MONAI and TorchIO, are left out where they are not
+installed.
 """
 
 import argparse
