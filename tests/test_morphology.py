@@ -1,12 +1,13 @@
-"""Balls, distances, components and filling against SciPy and NumPy."""
+"""Distances, boxes, block means and growing against SciPy and NumPy."""
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from lungmill.airway import _grow
-from lungmill.body import block_mean
-from lungmill.morphology import bounding_box, components, dilate, erode, fill_enclosed, meet, squared_distance
+from lungmill.body import block_mean, enclosing_sides
+from lungmill.components import percentiles
+from lungmill.morphology import bounding_box, meet, squared_distance
 
 
 @pytest.fixture
@@ -26,42 +27,36 @@ def test_distances_are_exact_within_reach(blobs, spacing, to):
     assert (ours[~near] > reach**2).all()
 
 
-def test_balls_agree_with_distance_transforms(blobs):
-    spacing, radius = (2.0, 1.1, 0.9), 3.37
-    np.testing.assert_array_equal(
-        dilate(blobs, spacing, radius), ndimage.distance_transform_edt(~blobs, sampling=spacing) <= radius
-    )
-    np.testing.assert_array_equal(
-        erode(blobs, spacing, radius), ndimage.distance_transform_edt(blobs, sampling=spacing) > radius
-    )
-
-
-def test_components_and_boxes_agree_with_scipy(blobs):
-    labels, counts = components(blobs)
-    expected, number = ndimage.label(blobs)
-    assert len(counts) == number + 1
-    pairs = np.unique(np.stack([labels[blobs], expected[blobs]]), axis=1)
-    assert pairs.shape[1] == number  # one to one
-    np.testing.assert_array_equal(counts, np.bincount(labels.ravel()))
-    for label, box in enumerate(ndimage.find_objects(labels.view(np.int32)), start=1):
+def test_boxes_agree_with_scipy(blobs):
+    labels, number = ndimage.label(blobs)
+    for label, box in zip(range(1, number + 1), ndimage.find_objects(labels), strict=True):
         assert bounding_box(labels == label) == box
+        wider = tuple(
+            slice(max(0, cut.start - 2), min(n, cut.stop + 2)) for cut, n in zip(box, blobs.shape, strict=True)
+        )
+        assert bounding_box(labels == label, (2, 2, 2)) == wider
+    assert bounding_box(np.zeros((2, 3, 4), bool)) is None
 
 
-def test_filling_takes_two_of_three_families_of_planes():
-    wall = np.zeros((20, 20, 20), bool)
-    wall[4:16, 4:16, 4:16] = True
-    wall[6:14, 6:14, 6:14] = False  # a cavity
-    assert fill_enclosed(wall)[4:16, 4:16, 4:16].all()
-    wall[10, 10, 14:16] = False  # a way out, along x: a hole no more in 3-D, nor in the two planes that it lies in
-    expected = np.zeros(wall.shape, bool)
-    expected[4:16, 4:16, 4:16] = True
-    expected[10, 10, 6:16] = False
-    np.testing.assert_array_equal(ndimage.binary_fill_holes(wall), wall)
-    np.testing.assert_array_equal(fill_enclosed(wall), expected)
-    tunnel = np.zeros((20, 20, 20), bool)
-    tunnel[:, 4:16, 4:16] = True
-    tunnel[:, 6:14, 6:14] = False  # enclosed in axial planes only
-    np.testing.assert_array_equal(fill_enclosed(tunnel), tunnel)
+def test_percentiles_agree_with_numpy():
+    rng = np.random.default_rng(4)
+    hu = rng.integers(-32768, 32768, (9, 10, 11)).astype(np.int16)
+    mask = rng.random((4, 5, 6)) < 0.5
+    box = (slice(3, 7), slice(2, 7), slice(5, 11))
+    shares = (0, 1, 20, 50, 98, 100)
+    np.testing.assert_allclose(percentiles(hu, mask, box, shares), np.percentile(hu[box][mask], shares), rtol=1e-12)
+    np.testing.assert_allclose(percentiles(hu, hu > 7, None, shares), np.percentile(hu[hu > 7], shares), rtol=1e-12)
+    one = np.zeros(hu.shape, bool)
+    one[2, 3, 4] = True
+    assert percentiles(hu, one, None, (5,)) == [hu[2, 3, 4]]
+
+
+def test_sides_are_where_a_wall_is_seen():
+    wall = np.random.default_rng(9).random((3, 7, 8)) < 0.1
+    sides = enclosing_sides(wall)
+    for z, y, x in np.ndindex(wall.shape):
+        views = (wall[z, : y + 1, x], wall[z, y:, x], wall[z, y, : x + 1], wall[z, y, x:])
+        assert sides[z, y, x] == sum(view.any() for view in views)
 
 
 @pytest.mark.parametrize("factors", [(1, 1, 1), (2, 2, 2), (1, 3, 2), (5, 4, 3)])
@@ -79,6 +74,31 @@ def test_seeds_meet_at_the_ridge():
     seeds[1, 2, 0], seeds[1, 2, 8] = 1, 2
     labels = meet(cost, seeds, np.ones(cost.shape, bool), 20)
     assert (labels[..., :4] == 1).all() and (labels[..., 5:] == 2).all() and labels.all()
+
+
+@pytest.mark.parametrize("step", [1, 20])
+def test_meeting_agrees_with_a_plain_flood(step):
+    """Level by level, and within a level in the order in which voxels were reached, each looking in six directions."""
+    rng = np.random.default_rng(12)
+    mask = rng.random((7, 8, 9)) < 0.8
+    cost = (ndimage.gaussian_filter(rng.standard_normal(mask.shape), 1) * 300).astype(np.int16)
+    seeds = np.where(mask & (rng.random(mask.shape) < 0.02), rng.integers(1, 3, mask.shape), 0).astype(np.int8)
+    expected = seeds.copy()
+    queue = [tuple(voxel) for voxel in np.argwhere(seeds)]
+    level = cost[mask & (seeds == 0)].min()
+    while level <= cost[mask].max():
+        level += step
+        for voxel in queue:  # grows while it is walked through
+            for axis, by in ((0, -1), (0, 1), (1, -1), (1, 1), (2, -1), (2, 1)):
+                to = tuple(place + by * (n == axis) for n, place in enumerate(voxel))
+                if all(0 <= n < size for n, size in zip(to, mask.shape, strict=True)) and (
+                    mask[to] and not expected[to] and cost[to] < level
+                ):
+                    expected[to] = expected[voxel]
+                    queue.append(to)
+    labels = meet(cost, seeds, mask, step)
+    assert (labels == 1).any() and (labels == 2).any()
+    np.testing.assert_array_equal(labels, expected)
 
 
 def test_growing_refuses_what_leaks():

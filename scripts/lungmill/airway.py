@@ -3,8 +3,10 @@
 import numpy as np
 from numba import njit
 
+from lungmill.bits import dilate, erode, opened
 from lungmill.body import block_mean
-from lungmill.morphology import bounding_box, components, dilate, erode, expand_blocks, opened
+from lungmill.morphology import bounding_box, expand_blocks
+from lungmill.runs import components
 
 # Cross-sections of adult tracheas are 10 to 27 mm wide (Breatnach, Abbott, Fraser. AJR 1984;142:903); wider here
 # because blocks of 2 mm and scans of 4 mm blur them, and because saber-sheath and dilated tracheas exist.
@@ -39,38 +41,33 @@ def find_trachea(hu, air, spacing_mm, midline_x, lung_z):
     lung_z        index of the middle of the enclosed air: the tube must reach above it
     The tube is the tallest stack of small, compact, dark cross-sections, each an island in its axial plane.
     """
-    from scipy import ndimage
-
     half = int(OFF_MIDLINE_MM / spacing_mm[2])
     left, right = max(0, int(midline_x) - half), min(air.shape[2], int(midline_x) + half + 1)
-    window = np.ascontiguousarray(air[:, :, left:right])
-    in_plane = np.zeros((3, 3, 3), bool)
-    in_plane[1] = [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
-    labels, count = ndimage.label(window, structure=in_plane, output=np.int32)
-    area = np.bincount(labels.ravel(), minlength=count + 1) * spacing_mm[1] * spacing_mm[2]
-    keep = np.zeros(count + 1, bool)
-    for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        if not LUMEN_AREA_MM2[0] <= area[label] <= LUMEN_AREA_MM2[1]:
-            continue
-        if (box[2].start == 0 and left > 0) or (box[2].stop == window.shape[2] and right < air.shape[2]):
-            continue  # reaches beyond the window: a lung
-        height, width = (box[1].stop - box[1].start) * spacing_mm[1], (box[2].stop - box[2].start) * spacing_mm[2]
-        compact = area[label] >= 0.5 * height * width and max(height, width) <= 2.5 * min(height, width)
-        keep[label] = compact and LUMEN_WIDTH_MM[0] <= max(height, width) <= LUMEN_WIDTH_MM[1]
-    tubes, sizes = components(keep[labels])
+    sections = components(air[:, :, left:right], in_plane=True)
+    area = sections.counts * spacing_mm[1] * spacing_mm[2]
+    (low_y, high_y), (low_x, high_x) = sections.boxes[:, 1].T, sections.boxes[:, 2].T
+    height, width = (high_y - low_y) * spacing_mm[1], (high_x - low_x) * spacing_mm[2]
+    keep = (area >= LUMEN_AREA_MM2[0]) & (area <= LUMEN_AREA_MM2[1])
+    # What reaches beyond the window is a lung.
+    keep &= ~(((low_x == 0) & (left > 0)) | ((high_x == right - left) & (right < air.shape[2])))
+    longer, shorter = np.maximum(height, width), np.minimum(height, width)
+    keep &= (area >= 0.5 * height * width) & (longer <= 2.5 * shorter)
+    keep &= (longer >= LUMEN_WIDTH_MM[0]) & (longer <= LUMEN_WIDTH_MM[1])
+    tubes = components(sections.paint(keep))
     best, tallest = None, TUBE_LENGTH_MM
-    for tube, box in enumerate(ndimage.find_objects(tubes.view(np.int32)), start=1):
+    for tube in range(1, len(tubes) + 1):
+        box = tubes.box(tube)
         length = (box[0].stop - box[0].start) * spacing_mm[0]
-        area = sizes[tube] * spacing_mm[0] * spacing_mm[1] * spacing_mm[2] / length
+        area = tubes.counts[tube] * spacing_mm[0] * spacing_mm[1] * spacing_mm[2] / length
         if length < tallest or box[0].stop <= lung_z or area < LUMEN_AREA_MM2[0]:
             continue
-        lumen = hu[:, :, left:right][box][tubes[box] == tube]
+        lumen = hu[:, :, left:right][box][tubes.part(tube)]
         if np.percentile(lumen, 20) < LUMEN_HU:
             best, tallest = tube, length
     if best is None:
         return None
     trachea = np.zeros(air.shape, bool)
-    trachea[:, :, left:right] = tubes == best
+    trachea[:, :, left:right][tubes.box(best)] = tubes.part(best)
     return trachea
 
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from lungmill.morphology import bounding_box, components, dilate, largest_component, opened
+from lungmill.bits import dilate, opened
+from lungmill.morphology import bounding_box
+from lungmill.runs import components, largest_component
 
 # Half the lumen of a main bronchus, twice the wall: what has to be told apart is larger, and a 1 mm volume is 8 times
 # smaller in such blocks. The body itself needs half of that.
@@ -60,13 +62,21 @@ class Blocks:
         return float(np.prod(self.spacing_mm)) / 1000
 
 
-@njit(cache=True, nogil=True)
 def block_mean(volume, fz, fy, fx):
     """Mean of blocks of fz * fy * fx voxels, rounded down, as int16; blocks at the far ends may be smaller."""
+    # Always read-only, so that mapped files and arrays in memory share one compiled kernel.
+    volume = volume.view()
+    volume.flags.writeable = False
+    return _block_mean(volume, fz, fy, fx)
+
+
+@njit(cache=True, nogil=True)
+def _block_mean(volume, fz, fy, fx):
     nz, ny, nx = volume.shape
     cz, cy, cx = (nz + fz - 1) // fz, (ny + fy - 1) // fy, (nx + fx - 1) // fx
+    whole = nx // fx
     out = np.empty((cz, cy, cx), np.int16)
-    sums = np.empty(nx, np.int32)
+    sums, totals = np.empty(nx, np.int32), np.empty(whole, np.int32)
     for k in range(cz):
         z0, z1 = k * fz, min(nz, (k + 1) * fz)
         for j in range(cy):
@@ -77,12 +87,20 @@ def block_mean(volume, fz, fy, fx):
                     row = volume[z, y]
                     for x in range(nx):
                         sums[x] += np.int32(row[x])
-            for i in range(cx):
-                total, last = 0, min(nx, (i + 1) * fx)
-                for x in range(i * fx, last):
+            totals[:] = 0
+            for f in range(fx):
+                for i in range(whole):
+                    totals[i] += sums[i * fx + f]
+            # Half a unit more keeps the floor of an exact quotient safe from rounding.
+            share = 1.0 / ((z1 - z0) * (y1 - y0) * fx)
+            to = out[k, j]
+            for i in range(whole):
+                to[i] = np.int16(np.floor((totals[i] + 0.5) * share))
+            if whole < cx:
+                total = 0
+                for x in range(whole * fx, nx):
                     total += sums[x]
-                # Half a unit more keeps the floor of an exact quotient safe from rounding.
-                out[k, j, i] = np.floor((total + 0.5) / ((z1 - z0) * (y1 - y0) * (last - i * fx)))
+                to[whole] = np.floor((total + 0.5) / ((z1 - z0) * (y1 - y0) * (nx - whole * fx)))
     return out
 
 
@@ -113,15 +131,15 @@ def find_padding(blocks):
     padding = blocks.hu <= PADDING_HU
     if not padding.any():
         return padding
-    labels, counts = components(padding)
-    padding = _touching_border(labels, len(counts))[labels]
-    return dilate(padding, blocks.spacing_mm, 1.01 * max(blocks.spacing_mm[1:]))
+    found = components(padding)
+    return dilate(found.paint(touching_border(found)), blocks.spacing_mm, 1.01 * max(blocks.spacing_mm[1:]))
 
 
-def _touching_border(labels, count):
-    touching = np.zeros(count, bool)
-    for plane in (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]):
-        touching[plane.ravel()] = True
+def touching_border(found):
+    """Which components reach an in-plane border: bool, indexed by label."""
+    _, ny, nx = found.shape
+    low, high = found.boxes[..., 0], found.boxes[..., 1]
+    touching = (low[:, 1] == 0) | (low[:, 2] == 0) | (high[:, 1] == ny) | (high[:, 2] == nx)
     touching[0] = False
     return touching
 
@@ -135,48 +153,66 @@ def enclosed_air(blocks, threshold_hu, padding, body):
 
     Returns (bool air, HU of gas in this scan).
     """
-    labels, counts = components((blocks.hu < threshold_hu) & ~padding)
-    touching = _touching_border(labels, len(counts))
-    if padding.any():
-        for here, beside in in_plane_neighbours(labels, padding):
-            touching[here[beside]] = True
-        touching[0] = False
-    sums, seen = _describe_components(labels, blocks.hu, enclosing_sides(body), len(counts))
-    total = np.maximum(counts, 1)
+    found = components((blocks.hu < threshold_hu) & ~padding)
+    sums, seen, beside = _describe_components(
+        found.rows, found.start, found.stop, found.label, len(found.counts), blocks.hu, enclosing_sides(body), padding
+    )
+    touching = touching_border(found) | beside
+    total = np.maximum(found.counts, 1)
     mean = sums / total
     room = np.flatnonzero(touching & (mean < BRIGHTEST_GAS_HU))
     gas = GAS_HU
     if len(room):
-        gas = float(np.clip(mean[room[np.argmax(counts[room])]], GAS_HU, BRIGHTEST_GAS_HU))
+        gas = float(np.clip(mean[room[np.argmax(found.counts[room])]], GAS_HU, BRIGHTEST_GAS_HU))
     keep = ~(touching & (mean < gas + ROOM_ABOVE_GAS_HU)) & (seen / total >= SURROUNDED_SHARE)
-    keep[0] = False
-    return keep[labels], gas
+    return found.paint(keep), gas
 
 
 @njit(cache=True, nogil=True)
-def _describe_components(labels, hu, sides, size):
-    """Per label: the sum of HU, and the number of blocks that see a wall on three sides; `sides` is coarser."""
-    sums, seen = np.zeros(size, np.int64), np.zeros(size, np.int64)
-    nz, ny, nx = labels.shape
+def _describe_components(rows, start, stop, label, size, hu, sides, padding):
+    """Per label: the sum of HU, how many blocks see a wall on three sides, and whether padding lies beside it in-plane.
+
+    rows, start, stop, label describe runs of blocks as `Components` does; `sides` is coarser than `hu`.
+    """
+    sums, seen, beside = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size, np.bool_)
+    nz, ny, nx = hu.shape
     fz = (nz + sides.shape[0] - 1) // sides.shape[0]
     fy = (ny + sides.shape[1] - 1) // sides.shape[1]
     fx = (nx + sides.shape[2] - 1) // sides.shape[2]
+    column = np.arange(nx) // fx
     for z in range(nz):
         for y in range(ny):
-            for x in range(nx):
-                label = labels[z, y, x]
-                if label:
-                    sums[label] += hu[z, y, x]
-                    seen[label] += sides[z // fz, y // fy, x // fx] >= 3
-    return sums, seen
+            walls = sides[z // fz, y // fy]
+            for run in range(rows[z * ny + y], rows[z * ny + y + 1]):
+                total, enclosed = 0, 0
+                row, places = hu[z, y, start[run] : stop[run]], column[start[run] : stop[run]]
+                for x in range(len(row)):
+                    total += row[x]
+                    enclosed += walls[places[x]] >= 3
+                near = (start[run] > 0 and padding[z, y, start[run] - 1]) or (
+                    stop[run] < nx and padding[z, y, stop[run]]
+                )
+                for other in (y - 1, y + 1):
+                    if 0 <= other < ny:
+                        for here in padding[z, other, start[run] : stop[run]]:
+                            near |= here
+                sums[label[run]] += total
+                seen[label[run]] += enclosed
+                beside[label[run]] |= near
+    return sums, seen, beside
 
 
 def enclosing_sides(wall):
     """Count from how many of the four in-plane directions (left, right, front, back) each voxel looks onto `wall`."""
     sides = np.zeros(wall.shape, np.uint8)
     for axis in (1, 2):
-        sides += np.logical_or.accumulate(wall, axis=axis)
-        sides += np.flip(np.logical_or.accumulate(np.flip(wall, axis), axis=axis), axis)
+        size = wall.shape[axis]
+        place = np.arange(size)[:, None] if axis == 1 else np.arange(size)
+        reached = wall.any(axis=axis, keepdims=True)
+        first = np.where(reached, wall.argmax(axis=axis, keepdims=True), size)
+        last = np.where(reached, size - 1 - np.flip(wall, axis).argmax(axis=axis, keepdims=True), -1)
+        sides += place >= first
+        sides += place <= last
     return sides
 
 
@@ -195,10 +231,10 @@ def find_midline(blocks, body, air):
     The spine stays where it is when a lung is lost and the mediastinum moves over, and when arms or the end of the
     field of view make the body's sides unequal.
     """
-    slices = np.flatnonzero(air.any(axis=(1, 2)))
+    lines = air.any(axis=2)
+    slices, rows = (np.flatnonzero(lines.any(axis=axis)) for axis in (1, 0))
     if not len(slices):
         return 0.5 * (air.shape[2] - 1)
-    rows = np.flatnonzero(air.any(axis=(0, 2)))
     back = slice(int(rows.mean()), None)
     bone = (blocks.hu[slices[0] : slices[-1] + 1, back] > BONE_HU).sum(axis=(0, 1), dtype=np.int64)
     window = max(1, round(SPINE_MM / blocks.spacing_mm[2]))

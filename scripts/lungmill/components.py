@@ -1,9 +1,12 @@
 """Which enclosed air is lung, and which lung is right and which left."""
 
 import numpy as np
+from numba import njit
 
+from lungmill.bits import dilate, erode, opened
 from lungmill.mask_statistics import LEFT, RIGHT
-from lungmill.morphology import bounding_box, components, dilate, erode, meet, opened, squared_distance
+from lungmill.morphology import bounding_box, meet, squared_distance
+from lungmill.runs import components
 
 # The median of lung, emphysema included, is more than this above gas, or its inside holds vessels; a pocket of pure gas
 # has neither.
@@ -33,60 +36,75 @@ PAIR_SHARE, PAIR_MM = 0.1, 60.0
 def choose_lungs(blocks, air, gas_hu, min_lung_ml):
     """Choose the components of enclosed air that are lung: large, thick, and not pure gas; then the pieces beside them.
 
-    Returns (labels of the chosen components or None, ml of the largest component of air).
+    Returns (Components of the air, labels of those chosen, bool air of the lungs, ml of the largest component of air);
+    where there is no lung, the labels and the lungs are None.
     """
-    from scipy import ndimage
-
-    labels, counts = components(air)
-    counts[0] = 0
-    size_ml = counts * blocks.ml
-    boxes = ndimage.find_objects(labels.view(np.int32))
-
-    def hu_of(label):
-        box = boxes[label - 1]
-        return blocks.hu[box][labels[box] == label]
+    found = components(air)
+    size_ml = found.counts * blocks.ml
+    largest_ml = float(size_ml.max())
 
     def is_lung(label):
-        box = boxes[label - 1]
-        part = labels[box] == label
+        part = found.part(label)
         # The box ends where the component ends: beyond it is wall, but for the ends of the scan, where lung goes on.
         part = np.pad(part, ((0, 0), (1, 1), (1, 1)))
         core = erode(part, blocks.spacing_mm, CORE_MM)[:, 1:-1, 1:-1]
-        inner = blocks.hu[box][core]
-        if len(inner) < CORE_SHARE * counts[label]:
+        if np.count_nonzero(core) < CORE_SHARE * found.counts[label]:
             return False
-        above = np.percentile(inner, (50, 100 * (1 - VESSEL_SHARE)))
-        return above[0] > gas_hu + LUNG_ABOVE_GAS_HU or above[1] > VESSEL_HU
+        middle, bright = percentiles(blocks.hu, core, found.box(label), (50, 100 * (1 - VESSEL_SHARE)))
+        return middle > gas_hu + LUNG_ABOVE_GAS_HU or bright > VESSEL_HU
 
-    large = [label for label in np.flatnonzero(size_ml >= min_lung_ml) if is_lung(label)]
-    ends = [0, -1] if not large else [end for end in (0, -1) if np.isin(labels[end], large).any()]
-    cut = {int(label) for end in ends for label in np.unique(labels[end])} - {0} - {int(label) for label in large}
-    cut = sorted(label for label in cut if size_ml[label] >= END_PIECE_ML and is_lung(label))
-    if large or size_ml[cut].sum() >= min_lung_ml:
-        chosen = large + cut
-    else:
-        return None, float(size_ml.max())
-    chosen_of = np.zeros(len(counts), bool)
-    chosen_of[chosen] = True
-    if ((size_ml >= PIECE_ML) & ~chosen_of).any():
-        lungs = chosen_of[labels]
+    large = [int(label) for label in np.flatnonzero(size_ml >= min_lung_ml) if is_lung(label)]
+    # Which components reach the lower and the upper end of the scan.
+    at_end = np.stack([found.boxes[:, 0, 0] == 0, found.boxes[:, 0, 1] == found.shape[0]]) & (found.counts > 0)
+    ends = [end for end in at_end if not large or end[large].any()]
+    cut = sorted({int(label) for end in ends for label in np.flatnonzero(end)} - set(large))
+    cut = [label for label in cut if size_ml[label] >= END_PIECE_ML and is_lung(label)]
+    if not large and size_ml[cut].sum() < min_lung_ml:
+        return found, None, None, largest_ml
+    chosen_of = np.zeros(len(found.counts), bool)
+    chosen_of[large + cut] = True
+    lungs = found.paint(chosen_of)
+    pieces = np.flatnonzero((size_ml >= PIECE_ML) & (size_ml < min_lung_ml) & ~chosen_of)
+    if len(pieces):
         # Bowel just below the diaphragm holds gas darker than the lung's darkest blocks; a piece of lung does not.
-        darkest = np.percentile(blocks.hu[lungs], 1)
+        (darkest,) = percentiles(blocks.hu, lungs, None, (1,))
         beside = dilate(lungs, blocks.spacing_mm, PIECE_GAP_MM)
-        for label in np.flatnonzero((size_ml >= PIECE_ML) & (size_ml < min_lung_ml) & ~chosen_of):
-            part = labels[boxes[label - 1]] == label
-            if beside[boxes[label - 1]][part].any() and np.percentile(hu_of(label), 5) > darkest:
+        for label in pieces:
+            box, part = found.box(label), found.part(label)
+            if beside[box][part].any() and percentiles(blocks.hu, part, box, (5,))[0] > darkest:
                 chosen_of[label] = True
-    labels *= chosen_of[labels]
-    take_pockets_away(blocks, labels, gas_hu)
-    return labels, float(size_ml.max())
+                lungs[box] |= part
+    take_pockets_away(blocks, lungs, gas_hu)
+    if not lungs.any():
+        return found, None, None, largest_ml
+    return found, np.flatnonzero(chosen_of), lungs, largest_ml
 
 
-def take_pockets_away(blocks, labels, gas_hu):
-    """Set the labels of bowel gas that joins a lung through a thin wall to 0, in place."""
-    from scipy import ndimage
+def percentiles(hu, mask, box, shares):
+    """Percentiles of the int16 HU where a bool mask of a box of slices (None: all) is True, as np.percentile's."""
+    low = [part.start for part in box] if box else (0, 0, 0)
+    counted = np.cumsum(_histogram(hu, np.ascontiguousarray(mask), *low))
+    out = []
+    for share in shares:
+        place = share / 100 * (counted[-1] - 1)
+        one, other = np.searchsorted(counted, [int(place), min(int(place) + 1, counted[-1] - 1)], side="right") - 32768
+        out.append(float(one + (other - one) * (place - int(place))))
+    return out
 
-    lungs = labels > 0
+
+@njit(cache=True, nogil=True)
+def _histogram(hu, mask, z_low, y_low, x_low):
+    counts = np.zeros(65536, np.int32)
+    for z in range(mask.shape[0]):
+        for y in range(mask.shape[1]):
+            for x in range(mask.shape[2]):
+                if mask[z, y, x]:
+                    counts[np.int64(hu[z + z_low, y + y_low, x + x_low]) + 32768] += 1
+    return counts
+
+
+def take_pockets_away(blocks, lungs, gas_hu):
+    """Take bowel gas that joins a lung through a thin wall away from the bool lungs, in place."""
     box = bounding_box(lungs)
     low = slice(box[0].start, box[0].start + int(POCKET_HEIGHT * (box[0].stop - box[0].start)))
     box = (low, *box[1:])
@@ -94,24 +112,26 @@ def take_pockets_away(blocks, labels, gas_hu):
     gas = lungs & (hu < gas_hu + LUNG_ABOVE_GAS_HU)
     if np.count_nonzero(gas) * blocks.ml < POCKET_ML:
         return
-    pockets, counts = components(opened(gas, blocks.spacing_mm, POCKET_MM))
+    pockets = components(opened(gas, blocks.spacing_mm, POCKET_MM))
     step = 1.5 * max(blocks.spacing_mm)
-    for pocket, inner in enumerate(ndimage.find_objects(pockets.view(np.int32)), start=1):
-        if counts[pocket] * blocks.ml < POCKET_ML:
-            continue
-        around = tuple(slice(max(0, cut.start - 4), cut.stop + 4) for cut in inner)
-        body = dilate(pockets[around] == pocket, blocks.spacing_mm, step)
+    bowel = []
+    for pocket in np.flatnonzero(pockets.counts * blocks.ml >= POCKET_ML):
+        around = tuple(
+            slice(max(0, cut.start - 4), min(size, cut.stop + 4))
+            for cut, size in zip(pockets.box(pocket), pockets.shape, strict=True)
+        )
+        body = dilate(pockets.part(pocket, around), blocks.spacing_mm, step)
         shell = dilate(body, blocks.spacing_mm, step) & ~body
         if np.count_nonzero(shell & lungs[around]) < POCKET_CONTACT * np.count_nonzero(shell):
-            labels[box][around][body] = 0
+            bowel.append((around, body))
+    for around, body in bowel:
+        lungs[around][body] = False
 
 
 def rejected_air(blocks, others):
     """Larger pieces of air that are no lung, bowel gas for instance, and a block around them."""
-    labels, counts = components(others)
-    large = counts * blocks.ml >= PIECE_ML
-    large[0] = False
-    return dilate(large[labels], blocks.spacing_mm, 1.01 * max(blocks.spacing_mm))
+    found = components(others)
+    return dilate(found.paint(found.counts * blocks.ml >= PIECE_ML), blocks.spacing_mm, 1.01 * max(blocks.spacing_mm))
 
 
 def pure_gas_ml(blocks, sides, gas_hu):
@@ -125,41 +145,49 @@ def pure_gas_ml(blocks, sides, gas_hu):
     return np.count_nonzero(opened(gas, blocks.spacing_mm, POCKET_MM)) * blocks.ml
 
 
-def split_sides(blocks, labels, midline):
+def split_sides(blocks, found, chosen, lungs, midline):
     """Turn components into right (1) and left (2); one that holds both lungs is cut where it is narrowest.
 
+    blocks, found, lungs   the body's blocks, Components of its air, and the bool lungs, which may have lost parts
+    chosen                 labels of the components that are lung
     Returns (uint8 sides, whether a component had to be cut).
     """
-    from scipy import ndimage
-
-    sides = np.zeros(labels.shape, np.uint8)
+    sides = np.zeros(lungs.shape, np.uint8)
     parts = []
     joined = False
-    for label, box in enumerate(ndimage.find_objects(labels.view(np.int32)), start=1):
-        if box is None:
-            continue
-        part = labels[box] == label
-        columns = part.sum(axis=(0, 1), dtype=np.int64)
-        x = np.arange(box[2].start, box[2].stop)
-        share_left = columns[x > midline].sum() / columns.sum()
+    for label in chosen:
+        inner, part = found.box(label), found.part(label)
+        part &= lungs[inner]
+        columns = found.columns(label)[inner[2]]
+        if (count := np.count_nonzero(part)) < found.counts[label]:
+            rest = bounding_box(part)
+            if rest is None:
+                continue
+            inner = tuple(
+                slice(cut.start + low.start, cut.start + low.stop) for cut, low in zip(inner, rest, strict=True)
+            )
+            part = np.ascontiguousarray(part[rest])
+            columns = part.sum(axis=(0, 1), dtype=np.int64)
+        x = np.arange(inner[2].start, inner[2].stop)
+        share_left = columns[x > midline].sum() / count
         cut = None
         if STRADDLING_SHARE < share_left < 1 - STRADDLING_SHARE:
-            cut = cut_in_two(part, blocks, blocks.hu[box], midline - box[2].start)
+            cut = cut_in_two(part, blocks, np.ascontiguousarray(blocks.hu[inner]), midline - x[0])
         if cut is None:
-            parts.append((int(columns.sum()), float((columns * x).sum() / columns.sum()), label, box))
+            parts.append((count, float((columns * x).sum() / count), inner, part))
         else:
             joined = True
-            sides[box][part] = cut[part]
+            np.copyto(sides[inner], cut.view(np.uint8), where=part)
     if not joined:
         midline = between_pair(parts, midline, blocks.spacing_mm[2])
-    for _, middle, label, box in parts:
-        sides[box][labels[box] == label] = LEFT if middle > midline else RIGHT
+    for _, middle, inner, part in parts:
+        sides[inner][part] = LEFT if middle > midline else RIGHT
     return sides, joined
 
 
 def between_pair(parts, midline, step_mm):
     """Where two large components lie side by side, they are the two lungs, wherever the midline is."""
-    parts = sorted(parts, reverse=True)
+    parts = sorted(parts, key=lambda part: part[:2], reverse=True)
     if len(parts) < 2:
         return midline
     (size, one, *_), (other_size, other, *_) = parts[:2]
@@ -191,34 +219,31 @@ def cut_in_two(part, blocks, hu, midline):
 
 def two_seeds(core, part, midline):
     """Mark the two largest components of `core` as right and left; None unless both are large and on their side."""
-    labels, counts = components(core)
-    if len(counts) < 3:
+    found = components(core)
+    if len(found) < 2:
         return None
-    largest = 1 + np.argsort(counts[1:], kind="stable")[::-1][:2]
-    if counts[largest[1]] < SEED_SHARE * np.count_nonzero(part):
+    largest = 1 + np.argsort(found.counts[1:], kind="stable")[::-1][:2]
+    if found.counts[largest[1]] < SEED_SHARE * np.count_nonzero(part):
         return None
-    x = [_middle_x(labels == label) for label in largest]
+    x = [(found.columns(label) * np.arange(part.shape[2])).sum() / found.counts[label] for label in largest]
     right, left = largest[np.argsort(x)]
     if not min(x) < midline < max(x):
         return None
-    sides = np.zeros(len(counts), np.int8)
+    sides = np.zeros(len(found.counts), np.uint8)
     sides[right], sides[left] = RIGHT, LEFT
-    return sides[labels]
-
-
-def _middle_x(part):
-    columns = part.sum(axis=(0, 1), dtype=np.int64)
-    return (columns * np.arange(len(columns))).sum() / columns.sum()
+    return found.paint(sides).view(np.int8)
 
 
 def nearest_side(sides, spacing_mm):
     """Widen both lungs by a block: where voxels below the threshold still belong to them."""
-    out = np.zeros(sides.shape, np.uint8)
     reach = 1.01 * max(spacing_mm[1], spacing_mm[2])
-    box = bounding_box(sides, tuple(int(reach / mm) + 1 for mm in spacing_mm))
-    right = squared_distance(sides[box] == RIGHT, spacing_mm, reach)
-    left = squared_distance(sides[box] == LEFT, spacing_mm, reach)
-    limit = np.float32(reach**2)
-    out[box][left <= limit] = LEFT
-    out[box][(right <= left) & (right <= limit)] = RIGHT
+    right, left = (dilate(sides == label, spacing_mm, reach) for label in (RIGHT, LEFT))
+    out = right.view(np.uint8) * np.uint8(RIGHT)
+    out[left] = LEFT
+    # Where both reach, the nearer one; the right one where neither is.
+    contested = right & left
+    box = bounding_box(contested, tuple(int(reach / mm) + 1 for mm in spacing_mm))
+    if box is not None:
+        to_right, to_left = (squared_distance(sides[box] == label, spacing_mm, reach) for label in (RIGHT, LEFT))
+        out[box][contested[box] & (to_right <= to_left)] = RIGHT
     return out

@@ -3,7 +3,9 @@
 import numpy as np
 from numba import njit
 
-from lungmill.morphology import bounding_box, components, dilate, expand_blocks, squared_distance
+from lungmill.bits import dilate, erode
+from lungmill.morphology import bounding_box, expand_blocks, squared_distance
+from lungmill.runs import components
 
 # Where a closing recovers something, the border goes this far beyond it, and this far around it.
 PLEURA_MM, RECOVERED_MM = 1.5, 6.0
@@ -42,34 +44,32 @@ def close_dents(inner, lung, outer, hu, spacing_mm, closing_mm):
     and the mediastinum, but the outer wall is smooth. Each dent is then closed with a ball larger still, whose cap
     reaches into it less.
     """
-    from scipy import ndimage
-
     coarse_mm = tuple(2 * mm for mm in spacing_mm)
     coarse = lung[::2, ::2, ::2]
     beyond = [(int(np.ceil(2 * closing_mm / mm)) + 1,) * 2 for mm in coarse_mm]
-    found = depth_in_closing(coarse, coarse_mm, 2 * closing_mm, beyond) > 0
-    found &= ~coarse
-    whole, whole_counts = components(found)
-    labels, counts = components(found & outer[::2, ::2, ::2])
+    found = in_closing(coarse, coarse_mm, 2 * closing_mm, beyond) & ~coarse
+    whole = components(found)
+    dents = components(found & outer[::2, ::2, ::2])
     coarse_ml = float(np.prod(coarse_mm)) / 1000
     margins = [int(np.ceil((RADIUS_MM + RECOVERED_MM) / mm)) + 1 for mm in coarse_mm]
-    for label, box in enumerate(ndimage.find_objects(labels.view(np.int32)), start=1):
-        if not DENT_ML[0] <= counts[label] * coarse_ml <= DENT_ML[1]:
-            continue
-        dent = labels[box] == label
+    size_ml = dents.counts * coarse_ml
+    for label in np.flatnonzero((size_ml >= DENT_ML[0]) & (size_ml <= DENT_ML[1])):
+        box, dent = dents.box(label), dents.part(label)
         # What goes on between the lungs is the hilum.
-        if whole_counts[whole[box][dent][0]] > counts[label] or hu[::2, ::2, ::2][box][dent].mean() > DENT_HU:
+        if whole.counts[whole.at(np.argwhere(dent)[0] + [cut.start for cut in box])] > dents.counts[label]:
+            continue
+        if hu[::2, ::2, ::2][box][dent].mean() > DENT_HU:
             continue
         wide = tuple(
             slice(max(0, cut.start - n), min(size, cut.stop + n))
-            for cut, n, size in zip(box, margins, labels.shape, strict=True)
+            for cut, n, size in zip(box, margins, dents.shape, strict=True)
         )
         around = tuple(slice(2 * cut.start, 2 * cut.stop) for cut in wide)
-        near = expand_blocks(labels[wide] == label, (2, 2, 2), lung[around].shape)
+        near = expand_blocks(dents.part(label, wide), (2, 2, 2), lung[around].shape)
         near = dilate(near, spacing_mm, RECOVERED_MM) & outer[around] & (hu[around] < BONE_HU)
         beyond = [
             (2 * max(0, n - cut.start), 2 * max(0, cut.stop + n - size))
-            for cut, n, size in zip(box, margins, labels.shape, strict=True)
+            for cut, n, size in zip(box, margins, dents.shape, strict=True)
         ]
         depth = depth_in_closing(lung[around], spacing_mm, RADIUS_MM, beyond)
         thick = squared_distance(lung[around], spacing_mm, DENT_MM)[near & (depth > 0)] > DENT_MM**2
@@ -88,13 +88,20 @@ def depth_in_closing(mask, spacing_mm, radius_mm, beyond):
     return np.sqrt(squared_distance(closed, spacing_mm, reach, to=False)[inside]) - np.float32(radius_mm)
 
 
+def in_closing(mask, spacing_mm, radius_mm, beyond, deeper_mm=0.0):
+    """Where a bool array's closing by a ball is deeper than `deeper_mm`, bool; `beyond` as in `depth_in_closing`."""
+    closed = dilate(np.pad(mask, beyond), spacing_mm, radius_mm)
+    inside = tuple(slice(low, low + size) for (low, _), size in zip(beyond, mask.shape, strict=True))
+    return erode(closed, spacing_mm, radius_mm + deeper_mm)[inside]
+
+
 def dense_hollows_ml(sides, hu, spacing_mm):
     """Volume of soft tissue in hollows of the lungs' outer surface: masses and consolidations too wide to close.
 
     sides, hu   uint8 labels of the finished lungs and int16 HU, on the same blocks; every second one is looked at
     """
     total = 0
-    sides, hu = sides[::2, ::2, ::2], hu[::2, ::2, ::2]
+    sides, hu = np.ascontiguousarray(sides[::2, ::2, ::2]), hu[::2, ::2, ::2]
     coarse_mm = tuple(2 * mm for mm in spacing_mm)
     beyond = [(int(np.ceil(HOLLOW_RADIUS_MM / mm)) + 2,) * 2 for mm in coarse_mm]
     candidates = outer_wall(sides) & (sides == 0) & (hu > SOFT_HU[0]) & (hu < SOFT_HU[1])
@@ -102,7 +109,6 @@ def dense_hollows_ml(sides, hu, spacing_mm):
         box = bounding_box(sides == label)
         if box is None:
             continue
-        depth = depth_in_closing(sides[box] == label, coarse_mm, HOLLOW_RADIUS_MM, beyond)
-        _, counts = components(candidates[box] & (depth > HOLLOW_MM))
-        total += int(counts[1:].max(initial=0))
+        deep = in_closing(sides[box] == label, coarse_mm, HOLLOW_RADIUS_MM, beyond, HOLLOW_MM)
+        total += int(components(candidates[box] & deep).counts.max())
     return total * float(np.prod(coarse_mm)) / 1000

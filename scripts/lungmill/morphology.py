@@ -1,34 +1,7 @@
-"""Shapes on a grid of blocks: balls, short distances, components, enclosed structures, growing from seeds."""
+"""Shapes on a grid of blocks: short distances, boxes, growing from seeds. Balls and filling are in `bits`."""
 
 import numpy as np
 from numba import njit
-
-
-def components(mask):
-    """Label face-connected components: (uint32 labels, voxel counts indexed by label; 0 is the background)."""
-    import cc3d
-
-    labels = cc3d.connected_components(mask, connectivity=6, out_dtype=np.uint32, binary_image=True)
-    return labels, count_labels(labels, int(labels.max(initial=0)) + 1)
-
-
-@njit(cache=True, nogil=True)
-def count_labels(labels, size):
-    """Count how often each of 0 ... size - 1 occurs in a 3-D array."""
-    counts = np.zeros(size, np.int64)
-    for plane in labels:
-        for row in plane:
-            for label in row:
-                counts[label] += 1
-    return counts
-
-
-def largest_component(mask):
-    """Keep the largest face-connected component of a boolean array; an empty array stays empty."""
-    labels, counts = components(mask)
-    if len(counts) == 1:
-        return np.zeros_like(mask)
-    return labels == 1 + np.argmax(counts[1:])
 
 
 def squared_distance(mask, spacing_mm, reach_mm, *, to=True):
@@ -43,7 +16,7 @@ def squared_distance(mask, spacing_mm, reach_mm, *, to=True):
         for mm, size in zip(spacing_mm, mask.shape, strict=True)
     ]
     out = np.empty(mask.shape, np.float32)
-    _spread(mask, bool(to), *taps, far, out)
+    _spread(np.ascontiguousarray(mask), bool(to), *taps, far, out)
     return out
 
 
@@ -53,24 +26,27 @@ def _spread(mask, source, taps_z, taps_y, taps_x, far, out):
     rows = np.empty((ny, nx), np.float32)
     line = np.empty(nx, np.float32)
     reached = np.zeros((nz, ny), np.bool_)  # rows with any finite distance in this plane
+    done = np.zeros((nz, ny), np.bool_)  # rows that are nothing but source
     hit = np.zeros(ny, np.bool_)
     zero = np.float32(0)
     for z in range(nz):
         for y in range(ny):
-            found = False
+            count = np.int32(0)
             for x in range(nx):
                 here = mask[z, y, x] == source
-                found |= here
+                count += np.int32(here)
                 line[x] = zero if here else far
-            hit[y] = found
+            hit[y], done[z, y] = count > 0, count == nx
             rows[y] = line
-            if found:
+            if hit[y] and not done[z, y]:
                 for tap in range(len(taps_x)):
                     _lower(rows[y, tap + 1 :], line[: nx - tap - 1], taps_x[tap])
                     _lower(rows[y, : nx - tap - 1], line[tap + 1 :], taps_x[tap])
         for y in range(ny):
             out[z, y] = rows[y]
             reached[z, y] = hit[y]
+            if done[z, y]:
+                continue
             for tap in range(len(taps_y)):
                 if y > tap and hit[y - tap - 1]:
                     _lower(out[z, y], rows[y - tap - 1], taps_y[tap])
@@ -85,6 +61,8 @@ def _spread(mask, source, taps_z, taps_y, taps_x, far, out):
         for z in range(nz):
             before[z] = out[z, y]
         for z in range(nz):
+            if done[z, y]:
+                continue
             for tap in range(len(taps_z)):
                 if z > tap and reached[z - tap - 1, y]:
                     _lower(out[z, y], before[z - tap - 1], taps_z[tap])
@@ -99,85 +77,6 @@ def _lower(row, other, cost):
         value = other[x] + cost
         here = row[x]
         row[x] = value if value < here else here
-
-
-def dilate(mask, spacing_mm, radius_mm):
-    """Voxels within `radius_mm` of a True one (ball, centre to centre)."""
-    return squared_distance(mask, spacing_mm, radius_mm) <= np.float32(radius_mm**2 + 1e-3)
-
-
-def erode(mask, spacing_mm, radius_mm):
-    """Voxels farther than `radius_mm` from any False one; the ends of the array do not erode."""
-    if radius_mm < min(spacing_mm):
-        return mask
-    return squared_distance(mask, spacing_mm, radius_mm, to=False) > np.float32(radius_mm**2 + 1e-3)
-
-
-def opened(mask, spacing_mm, radius_mm):
-    """The parts of a boolean array that a ball of `radius_mm` fits into."""
-    return dilate(erode(mask, spacing_mm, radius_mm), spacing_mm, radius_mm) & mask
-
-
-def fill_enclosed(mask):
-    """Fill what a boolean array encloses in at least two of the three families of planes.
-
-    A vessel or a nodule on a stalk is no hole in 3-D, as it hangs on to the hilum, yet planes across it are rings.
-    The dome of the liver is enclosed in axial planes only, so one family of planes is not enough. What is enclosed in
-    3-D, by then, is enclosed in all three.
-    """
-    for needed in (2, 3):
-        votes = np.zeros(mask.shape, np.uint8)
-        for axes in ((0, 1, 2), (1, 0, 2), (2, 0, 1)):
-            _vote_enclosed(mask.transpose(axes), votes.transpose(axes))
-        mask = mask | (votes >= needed)
-    return mask
-
-
-@njit(cache=True, nogil=True)
-def _vote_enclosed(mask, votes):
-    """Add 1 to `votes` where no path through False voxels of the same plane mask[k] leads to the plane's border."""
-    planes, rows, columns = mask.shape
-    walls = np.empty((rows + 2, columns + 2), np.bool_)
-    stack = np.empty(rows * columns + 2 * (rows + columns) + 4, np.int64)
-    width = columns + 2
-    flat = walls.ravel()
-    for k in range(planes):
-        found = False
-        for i in range(rows):
-            for j in range(columns):
-                wall = mask[k, i, j]
-                walls[i + 1, j + 1] = wall
-                found |= wall
-        if not found:
-            continue
-        # The frame is what the flood starts from; going round it as well would leave the array.
-        walls[0] = walls[rows + 1] = True
-        walls[:, 0] = walls[:, columns + 1] = True
-        top = 0
-        for i in range(1, rows + 1):
-            for j in (1, columns):
-                if not walls[i, j]:
-                    walls[i, j] = True
-                    stack[top] = i * width + j
-                    top += 1
-        for j in range(1, columns + 1):
-            for i in (1, rows):
-                if not walls[i, j]:
-                    walls[i, j] = True
-                    stack[top] = i * width + j
-                    top += 1
-        while top:
-            top -= 1
-            here = stack[top]
-            for step in (1, -1, width, -width):
-                if not flat[here + step]:
-                    flat[here + step] = True
-                    stack[top] = here + step
-                    top += 1
-        for i in range(rows):
-            for j in range(columns):
-                if not walls[i + 1, j + 1]:
-                    votes[k, i, j] += 1
 
 
 def bounding_box(mask, pad=(0, 0, 0)):
@@ -209,63 +108,78 @@ def meet(cost, seeds, mask, step):
     fronts advance at the same speed. Where costs rise towards a ridge, that is a watershed.
     """
     nz, ny, nx = mask.shape
-    out = np.zeros(mask.shape, np.int8)
-    queue = np.empty((mask.size, 3), np.int16)
-    waiting = np.empty((mask.size, 3), np.int16)
-    head = tail = held = 0
+    # A frame of -1, which nothing grows into, spares looking for the ends of the array.
+    frame = np.full((nz + 2, ny + 2, nx + 2), np.int8(-1))
+    height = np.empty(frame.shape, np.int16)
     top, level = -32768, 32767
     for z in range(nz):
         for y in range(ny):
             for x in range(nx):
                 if mask[z, y, x]:
-                    top = max(top, cost[z, y, x])
-                    if seeds[z, y, x]:
-                        out[z, y, x] = seeds[z, y, x]
-                    else:
-                        level = min(level, cost[z, y, x])
+                    here = cost[z, y, x]
+                    frame[z + 1, y + 1, x + 1] = seeds[z, y, x]
+                    height[z + 1, y + 1, x + 1] = here
+                    top = max(top, here)
+                    if seeds[z, y, x] == 0:
+                        level = min(level, here)
+    state, costs = frame.reshape(-1), height.reshape(-1)
+    row, plane = nx + 2, (ny + 2) * (nx + 2)
+    # Fronts in the order in which they were reached, and the cheapest voxel that each still waits for.
+    front, wake = np.empty(mask.size, np.int32), np.empty(mask.size, np.int16)
+    held = 0
     for z in range(nz):
         for y in range(ny):
             for x in range(nx):
-                if out[z, y, x] and (
-                    (z and mask[z - 1, y, x] and not out[z - 1, y, x])
-                    or (z + 1 < nz and mask[z + 1, y, x] and not out[z + 1, y, x])
-                    or (y and mask[z, y - 1, x] and not out[z, y - 1, x])
-                    or (y + 1 < ny and mask[z, y + 1, x] and not out[z, y + 1, x])
-                    or (x and mask[z, y, x - 1] and not out[z, y, x - 1])
-                    or (x + 1 < nx and mask[z, y, x + 1] and not out[z, y, x + 1])
+                here = ((z + 1) * (ny + 2) + y + 1) * (nx + 2) + x + 1
+                if state[here] > 0 and (
+                    state[here - plane] == 0
+                    or state[here + plane] == 0
+                    or state[here - row] == 0
+                    or state[here + row] == 0
+                    or state[here - 1] == 0
+                    or state[here + 1] == 0
                 ):
-                    waiting[held, 0], waiting[held, 1], waiting[held, 2] = z, y, x
+                    front[held], wake[held] = here, -32768
                     held += 1
-    while held:
+    reached = np.empty(mask.size, np.int32)
+    while held and level <= top:
         level += step
-        # Fronts wait where their neighbours cost more than this level.
+        kept = tail = 0
+        for n in range(held):
+            here, until = front[n], wake[n]
+            if until < level:
+                until, tail = _advance(here, level, state, costs, row, plane, reached, tail)
+            if until < 32767:
+                front[kept], wake[kept] = here, until
+                kept += 1
         head = 0
-        tail = held
-        queue[:held] = waiting[:held]
-        held = 0
         while head < tail:
-            z, y, x = queue[head]
+            here = reached[head]
             head += 1
-            stays = False
-            for side in range(6):
-                k, j, i = z, y, x
-                if side < 2:
-                    k += 2 * side - 1
-                elif side < 4:
-                    j += 2 * side - 5
-                else:
-                    i += 2 * side - 9
-                if not (0 <= k < nz and 0 <= j < ny and 0 <= i < nx) or not mask[k, j, i] or out[k, j, i]:
-                    continue
-                if cost[k, j, i] < level:
-                    out[k, j, i] = out[z, y, x]
-                    queue[tail, 0], queue[tail, 1], queue[tail, 2] = k, j, i
-                    tail += 1
-                else:
-                    stays = True
-            if stays:
-                waiting[held, 0], waiting[held, 1], waiting[held, 2] = z, y, x
-                held += 1
-        if level > top:
-            break
+            until, tail = _advance(here, level, state, costs, row, plane, reached, tail)
+            if until < 32767:
+                front[kept], wake[kept] = here, until
+                kept += 1
+        held = kept
+    out = np.zeros(mask.shape, np.int8)
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                out[z, y, x] = max(np.int8(0), frame[z + 1, y + 1, x + 1])
     return out
+
+
+@njit(cache=True, nogil=True)
+def _advance(here, level, state, costs, row, plane, reached, tail):
+    """Take the neighbours of a front that cost less than `level`: (the least cost of the others, end of `reached`)."""
+    until = 32767
+    for side in (-plane, plane, -row, row, -1, 1):
+        to = here + side
+        if state[to] == 0:
+            if costs[to] < level:
+                state[to] = state[here]
+                reached[tail] = to
+                tail += 1
+            else:
+                until = min(until, np.int64(costs[to]))
+    return until, tail

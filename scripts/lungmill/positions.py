@@ -5,8 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lungmill.bits import dilate, opened
+from lungmill.body import touching_border
 from lungmill.errors import LungmillError
 from lungmill.files import replacing
+from lungmill.morphology import bounding_box
+from lungmill.runs import components, largest_component
 
 MEANING = {
     "lung": "inside the lung mask",
@@ -20,10 +24,11 @@ BLOCK_MM = 4.0
 LEAST_SHARE = 0.005
 
 
-def sampling_positions(volume, mask, spacing_mm, *, number, pleura_mm, patient):
+def sampling_positions(volume, mask, spacing_mm, *, number, pleura_mm, patient, box=None):
     """Draw up to `number` voxels of each class, every voxel of a class being as likely as any other.
 
     volume: int16 HU and mask: uint8 labels, [z, y, x], memory-mapped or in memory; spacing_mm: (z, y, x).
+    box: (start, stop) per axis around what is not zero in the mask, where that is known.
 
     Returns a dict of int32 (n, 3) voxels [z, y, x], sorted and each there once; n is less than `number` where the
     class has fewer voxels. The classes: `lung`, inside the mask; `pleura`, inside the mask and at most `pleura_mm` from
@@ -35,7 +40,7 @@ def sampling_positions(volume, mask, spacing_mm, *, number, pleura_mm, patient):
             f"{patient}: volume {tuple(volume.shape)} and mask {tuple(mask.shape)} do not belong together: "
             f"remake the mask"
         )
-    box = _box(mask)
+    box = box or _box(mask)
     if box is None:
         return {name: np.empty((0, 3), np.int32) for name in MEANING}
     body, rim = body_mask(volume, spacing_mm), pleura_mask(mask, spacing_mm, pleura_mm, box)
@@ -93,7 +98,8 @@ def draw_voxels(box, allowed, number, rng):
         share = len(found) / drawn
         if share < LEAST_SHARE or share * voxels_in_box < 2 * number:
             break  # it would take long: too few are allowed, or almost all of them are wanted
-        _, first = np.unique(found, axis=0, return_index=True)
+        # One number for each voxel is sorted faster than three.
+        _, first = np.unique(np.ravel_multi_index(tuple((found - low).T), high - low), return_index=True)
         if len(first) >= number:
             return _sorted(found[np.sort(first)[:number]])
     plane = np.stack(np.meshgrid([0], *(np.arange(*ends) for ends in box[1:]), indexing="ij"), axis=-1).reshape(-1, 3)
@@ -137,18 +143,11 @@ def body_mask(volume, spacing_mm, *, threshold_hu=-500, step_mm=BLOCK_MM):
     One voxel in each block is read. What is above the threshold is opened by one block, so that a table or a blanket
     comes off the back; the largest connected part stays, and what it encloses within an axial slice is filled.
     """
-    from scipy import ndimage
-
     sampled, step = _sampled(volume, spacing_mm, step_mm)
-    dense = sampled > threshold_hu
-    cross = ndimage.generate_binary_structure(3, 1)
-    opened = np.pad(dense, 1, mode="edge")  # the scan ends within the body, so its ends must not be eroded
-    labels, count = ndimage.label(ndimage.binary_opening(opened, cross)[1:-1, 1:-1, 1:-1], cross)
-    blocks = np.zeros(dense.shape, bool)
-    if count:
-        largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-        for z, plane in enumerate(largest):
-            blocks[z] = ndimage.binary_fill_holes(plane)
+    # A block and its six neighbours, whatever shape blocks have. The scan ends within the body: its ends do not erode.
+    largest = largest_component(opened(sampled > threshold_hu, (1.0, 1.0, 1.0), 1.0))
+    around = components(~largest, in_plane=True)
+    blocks = ~around.paint(touching_border(around)) if len(around) < largest.size and largest.any() else largest
     return CoarseMask(blocks, step, tuple(volume.shape))
 
 
@@ -157,31 +156,24 @@ def pleura_mask(mask, spacing_mm, pleura_mm, box, *, step_mm=BLOCK_MM):
 
     box: (start, stop) per axis around the lungs. The ends of the volume are no surface: a lung goes on beyond them.
     """
-    from scipy import ndimage
-
     sampled, step = _sampled(mask, spacing_mm, step_mm)
     blocks = np.zeros(sampled.shape, bool)
     part = tuple(slice(max(0, start // n - 1), stop // n + 2) for (start, stop), n in zip(box, step, strict=True))
     lungs = sampled[part] != 0
     if not lungs.all():
         block_mm = [mm * n for mm, n in zip(spacing_mm, step, strict=True)]
-        blocks[part] = ndimage.distance_transform_edt(lungs, sampling=block_mm) <= pleura_mm
+        blocks[part] = dilate(~lungs, block_mm, pleura_mm)
     return CoarseMask(blocks, step, tuple(mask.shape))
 
 
 def _box(array):
     """(start, stop) of each axis around what is not zero; None where everything is."""
-    box = []
-    for axis in range(3):
-        hit = np.flatnonzero(array.any(axis=tuple({0, 1, 2} - {axis})))
-        if not len(hit):
-            return None
-        box.append((int(hit[0]), int(hit[-1]) + 1))
-    return box
+    box = bounding_box(array)
+    return box and [(part.start, part.stop) for part in box]
 
 
 def _sampled(array, spacing_mm, step_mm):
     """The middle voxel of every block, and the edges of a block in voxels."""
     step = tuple(max(1, round(step_mm / mm)) for mm in spacing_mm)
-    samples = [np.minimum(np.arange(0, n, s) + s // 2, n - 1) for n, s in zip(array.shape, step, strict=True)]
-    return np.stack([array[z][np.ix_(*samples[1:])] for z in samples[0]]), step
+    z, y, x = (np.minimum(np.arange(0, n, s) + s // 2, n - 1) for n, s in zip(array.shape, step, strict=True))
+    return np.stack([array[k].take(y, axis=0).take(x, axis=1) for k in z]), step

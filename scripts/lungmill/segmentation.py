@@ -5,6 +5,8 @@ The steps, each a function here or in `body`, `airway` and `regions`, in the ord
 field of view, body, enclosed air, trachea and main bronchi, lung components, right and left, filling and closing.
 """
 
+import mmap
+
 import numpy as np
 
 from lungmill.airway import blocks_of, find_trachea, segment_airway
@@ -14,7 +16,7 @@ from lungmill.dents import dense_hollows_ml
 from lungmill.errors import LungmillError
 from lungmill.mask_statistics import Plausible, describe_mask
 from lungmill.morphology import expand_blocks
-from lungmill.regions import close_lungs, project_labels
+from lungmill.regions import close_lungs, project_labels, surroundings
 
 METHOD = "threshold3d"
 
@@ -43,7 +45,7 @@ def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_
     volume, spacing_mm = _checked(volume, spacing_mm, threshold_hu, closing_mm)
     plausible = plausible or Plausible()
     settings = {"threshold_hu": threshold_hu, "closing_mm": closing_mm, "min_lung_ml": min_lung_ml}
-    mask = np.zeros(volume.shape, np.uint8)
+    mask = _zeros(volume.shape)
     blocks, body = find_body(Blocks.of(volume, spacing_mm), threshold_hu)
     if blocks is None:
         return mask, _no_lungs(mask, spacing_mm, settings, 0.0, min_lung_ml)
@@ -54,30 +56,36 @@ def segment_lungs(volume, spacing_mm, *, threshold_hu=-400, closing_mm=9.0, min_
     lumen = None
     trachea = find_trachea(blocks.hu, air, blocks.spacing_mm, midline, middle_z(air))
     if trachea is not None:
-        lumen, walled, coarse_box, box = segment_airway(volume, trachea, blocks, spacing_mm, threshold_hu)
+        lumen, walled, coarse_box, airway = segment_airway(volume, trachea, blocks, spacing_mm, threshold_hu)
         air[coarse_box] &= ~blocks_of(walled, blocks.factors)
 
-    lungs, largest_ml = choose_lungs(blocks, air, gas_hu, min_lung_ml)
+    found, chosen, lungs, largest_ml = choose_lungs(blocks, air, gas_hu, min_lung_ml)
     if lungs is None:
         return mask, _no_lungs(mask, spacing_mm, settings, largest_ml, min_lung_ml)
-    sides, joined = split_sides(blocks, lungs, midline)
-    rejected = rejected_air(blocks, air & (sides == 0))
-    del lungs, air, body, trachea
+    sides, joined = split_sides(blocks, found, chosen, lungs, midline)
+    air &= sides == 0
+    box = surroundings(sides, blocks.spacing_mm, closing_mm)
+    rejected = np.ascontiguousarray(rejected_air(blocks, air)[box])
+    blocks, sides, padding = blocks.cut(box), sides[box].copy(), padding[box].copy()
+    del found, lungs, air, body, trachea
 
     air_side = nearest_side(sides, blocks.spacing_mm)
     air_side[(blocks.hu < threshold_hu) & (sides == 0) & ~padding] = 0
     solid_side, depth = close_lungs(sides, blocks.hu, blocks.spacing_mm, closing_mm, rejected)
     solid_side[padding] = 0
+    del rejected
     # Depth changes by no more than the distance, and by a block where the closing sets walls apart.
     sure_mm = 3 * float(np.linalg.norm(blocks.spacing_mm))
     project_labels(volume, threshold_hu, air_side, solid_side, depth, sure_mm, blocks.factors, blocks.low, mask)
     if lumen is not None:
-        walled &= ~expand_blocks(depth[coarse_box] > DEEP_MM, blocks.factors, walled.shape)
-        mask[box][walled | lumen] = 0
+        deep = _moved(depth > DEEP_MM, box, coarse_box)
+        walled &= ~expand_blocks(deep, blocks.factors, walled.shape)
+        mask[airway][walled | lumen] = 0
+    everything = tuple(slice(0, size) for size in sides.shape)
     statistics = {
         "method": METHOD,
         "status": "ok",
-        **describe_mask(mask, spacing_mm, plausible),
+        **describe_mask(mask, spacing_mm, plausible, within=blocks.voxels(everything, volume.shape)),
         **settings,
         "joined": joined,
     }
@@ -114,6 +122,25 @@ def _checked(volume, spacing_mm, threshold_hu, closing_mm):
     return volume, spacing_mm
 
 
+def _zeros(shape):
+    """A uint8 array of zeros. NumPy asks for huge pages, and slices without lung would take memory as well."""
+    pages = mmap.mmap(-1, int(np.prod(shape)), access=mmap.ACCESS_COPY)
+    return np.frombuffer(pages, np.uint8).reshape(shape)
+
+
+def _moved(array, box, other):
+    """A bool array that covers one box of slices, on another one; False where the first does not reach."""
+    out = np.zeros([part.stop - part.start for part in other], bool)
+    both = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, other, strict=True)]
+    if all(low < high for low, high in both):
+        here, there = (
+            tuple(slice(low - part.start, high - part.start) for (low, high), part in zip(both, cut, strict=True))
+            for cut in (other, box)
+        )
+        out[here] = array[there]
+    return out
+
+
 def _no_lungs(mask, spacing_mm, settings, largest_ml, min_lung_ml):
     reason = (
         f"largest enclosed air region that could be lung: {largest_ml:.0f} ml, less than {min_lung_ml:g} ml or pure gas"
@@ -123,5 +150,7 @@ def _no_lungs(mask, spacing_mm, settings, largest_ml, min_lung_ml):
 
 def field_cut_cm2(blocks, sides, padding):
     """Area over which the lungs meet the end of the field of view."""
+    if not padding.any():
+        return 0.0
     faces = sum(np.count_nonzero((here > 0) & beside) for here, beside in in_plane_neighbours(sides, padding))
     return faces * blocks.spacing_mm[0] * min(blocks.spacing_mm[1:]) / 100

@@ -41,5 +41,6 @@ def segment(volume, grid, settings, *, patient, folder, threads=1):
         number=settings["positions"],
         pleura_mm=settings["pleura_mm"],
         patient=patient,
+        box=statistics["bounding_box"],
     )
     return mask, statistics, positions
