@@ -1,16 +1,15 @@
-"""Where training patches may be centred: a table of voxels per patient, drawn once, when the mask is made."""
+"""Where training patches may be centred: a table of voxels per patient, drawn once, when the mask is made.
+
+The training side reads the table here, so what draws it is imported where it is needed.
+"""
 
 import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from lungmill.bits import dilate, opened
-from lungmill.body import touching_border
 from lungmill.errors import LungmillError
 from lungmill.files import replacing
-from lungmill.morphology import bounding_box
-from lungmill.runs import components, largest_component
 
 MEANING = {
     "lung": "inside the lung mask",
@@ -143,6 +142,10 @@ def body_mask(volume, spacing_mm, *, threshold_hu=-500, step_mm=BLOCK_MM):
     One voxel in each block is read. What is above the threshold is opened by one block, so that a table or a blanket
     comes off the back; the largest connected part stays, and what it encloses within an axial slice is filled.
     """
+    from lungmill.bits import opened
+    from lungmill.body import touching_border
+    from lungmill.runs import components, largest_component
+
     sampled, step = _sampled(volume, spacing_mm, step_mm)
     # A block and its six neighbours, whatever shape blocks have. The scan ends within the body: its ends do not erode.
     largest = largest_component(opened(sampled > threshold_hu, (1.0, 1.0, 1.0), 1.0))
@@ -156,6 +159,8 @@ def pleura_mask(mask, spacing_mm, pleura_mm, box, *, step_mm=BLOCK_MM):
 
     box: (start, stop) per axis around the lungs. The ends of the volume are no surface: a lung goes on beyond them.
     """
+    from lungmill.bits import dilate
+
     sampled, step = _sampled(mask, spacing_mm, step_mm)
     blocks = np.zeros(sampled.shape, bool)
     part = tuple(slice(max(0, start // n - 1), stop // n + 2) for (start, stop), n in zip(box, step, strict=True))
@@ -168,6 +173,8 @@ def pleura_mask(mask, spacing_mm, pleura_mm, box, *, step_mm=BLOCK_MM):
 
 def _box(array):
     """(start, stop) of each axis around what is not zero; None where everything is."""
+    from lungmill.morphology import bounding_box
+
     box = bounding_box(array)
     return box and [(part.start, part.stop) for part in box]
 
