@@ -37,4 +37,5 @@ localrules:
     verdicts,
     cohort,
     cohort_zarr,
+    demo_annotations,
     dataset,

@@ -5,9 +5,11 @@ from pathlib import Path
 ROOT = Path(workflow.basedir)
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "rules")]
 
+import cluster
 from console import Console
 from lungmill.dataset import PRODUCTS
 from lungmill.packing import ZARR_FILES
+from resources import Needs
 from settings import read_settings
 from warm import use_warm_interpreter
 
@@ -16,7 +18,9 @@ SETTINGS = read_settings(config, ROOT)
 RESULTS, LOGS = SETTINGS.results, SETTINGS.logs
 PATIENTS = SETTINGS.patients
 ANNOTATIONS = SETTINGS.annotations
+NEEDS = Needs(RESULTS, config, PATIENTS, lambda: not workflow.local_exec)
 Console.install(workflow)
+cluster.install(workflow)
 
 
 pathvars:

@@ -9,6 +9,8 @@ rule cohort:
         "<logs>/cohort/cohort.log",
     conda:
         "../envs/tables.yaml"
+    resources:
+        **NEEDS.of("table"),
     params:
         step={
             "names": {patient: PATIENTS[patient].name for patient in PATIENTS},
@@ -28,6 +30,8 @@ rule dataset:
         "<logs>/dataset/cohort.log",
     conda:
         "../envs/tables.yaml"
+    resources:
+        **NEEDS.of("table"),
     params:
         step=lambda wildcards: {
             "patients": dataset_rows(),

@@ -8,6 +8,8 @@ rule demo:
         "<logs>/demo/{patient}.tsv"
     conda:
         "../envs/dicom.yaml"
+    resources:
+        **NEEDS.of("demo"),
     params:
         step={"seed": config["seed"], "code": code("demo")},
     script:
@@ -21,6 +23,8 @@ rule demo_annotations:
         "<logs>/demo_annotations/cohort.log",
     conda:
         "../envs/dicom.yaml"
+    resources:
+        **NEEDS.of("demo"),
     params:
         step={"seed": config["seed"], "code": code("demo_annotations")},
     script:

@@ -10,6 +10,8 @@ rule index:
         "<logs>/index/{patient}.tsv"
     conda:
         "../envs/dicom.yaml"
+    resources:
+        **NEEDS.of("index"),
     params:
         step=lambda wildcards: {
             **dicom_state(wildcards),
@@ -31,6 +33,8 @@ checkpoint verdicts:
         "<logs>/verdicts/cohort.log",
     conda:
         "../envs/tables.yaml"
+    resources:
+        **NEEDS.of("table"),
     params:
         step={
             "names": {patient: PATIENTS[patient].name for patient in PATIENTS},

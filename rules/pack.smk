@@ -14,6 +14,8 @@ rule pack_zarr:
         "<logs>/pack_zarr/{patient}.tsv"
     conda:
         "../envs/arrays.yaml"
+    resources:
+        **NEEDS.of("pack"),
     params:
         step=pack_settings("zarr"),
     script:
@@ -71,6 +73,8 @@ rule cohort_zarr:
         "<logs>/cohort_zarr/cohort.log",
     conda:
         "../envs/arrays.yaml"
+    resources:
+        **NEEDS.of("table"),
     params:
         step={"code": code("cohort_zarr")},
     script:

@@ -14,6 +14,8 @@ rule patches:
         "<logs>/patches/{patient}.tsv"
     conda:
         "../envs/arrays.yaml"
+    resources:
+        **NEEDS.of("patches"),
     params:
         step=lambda wildcards: {
             **config["patches"],

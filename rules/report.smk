@@ -14,6 +14,8 @@ rule report:
         "<logs>/report/cohort.tsv"
     conda:
         "../envs/tables.yaml"
+    resources:
+        **NEEDS.of("report"),
     params:
         step={"results": RESULTS, "logs": LOGS, "code": code("report")},
     script:

@@ -12,6 +12,8 @@ rule resample:
         "<logs>/resample/{patient}.tsv"
     conda:
         "../envs/dicom.yaml"
+    resources:
+        **NEEDS.of("resample"),
     params:
         step=lambda wildcards: {
             **dicom_state(wildcards),

@@ -13,6 +13,8 @@ rule segment:
         "<logs>/segment/{patient}.tsv"
     conda:
         "../envs/arrays.yaml"
+    resources:
+        **NEEDS.of("segment"),
     params:
         step={"segment": config["segment"], "code": code("segment")},
     script:

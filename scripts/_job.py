@@ -1,6 +1,7 @@
 """What every script does first: keep to its threads, write its log, and say in one line why it failed."""
 
 import atexit
+import contextlib
 import fcntl
 import logging
 import os
@@ -48,8 +49,12 @@ def _log_usage():
 
 
 def _share_jobs_lock():
-    """Hold a lock for as long as this process lives, so that a new run can wait for jobs of a killed one."""
+    """Hold a lock for as long as this process lives, so that a new run can wait for jobs of a killed one.
+
+    Some shared file systems have no locks; jobs of SLURM are found by asking it (rules/cluster.py).
+    """
     global _jobs_lock
     JOBS_LOCK.parent.mkdir(exist_ok=True)
     _jobs_lock = JOBS_LOCK.open("a")
-    fcntl.flock(_jobs_lock, fcntl.LOCK_SH)
+    with contextlib.suppress(OSError):
+        fcntl.flock(_jobs_lock, fcntl.LOCK_SH)

@@ -1,0 +1,1 @@
+from devdemo import demo_results  # noqa
