@@ -15,6 +15,6 @@ rule report:
     conda:
         "../envs/tables.yaml"
     params:
-        step={"results": RESULTS, "logs": LOGS, "code": code("report")},
+        step={"logs": LOGS, "code": code("report")},
     script:
         "../scripts/report.py"

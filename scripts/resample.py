@@ -12,7 +12,7 @@ from lungmill.sidecar import write_array
 from lungmill.volume import describe_volume
 
 step = snakemake.params.step
-series = read_series(step["dicom"], read_json(snakemake.input.verdict))
+series = read_series(snakemake.input.get("dicom") or step["dicom"], read_json(snakemake.input.verdict))
 
 
 def make(create):

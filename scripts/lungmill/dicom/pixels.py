@@ -1,7 +1,6 @@
 """Pixels of one slice: decoding, and stored values to Hounsfield units with padding as air."""
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -12,7 +11,8 @@ from pydicom.uid import UID, UID_dictionary
 
 from lungmill.dicom.codestream import declared_matrix, silent_stderr
 from lungmill.dicom.jpeg12 import JPEG_EXTENDED, decode_jpeg12
-from lungmill.dicom.stream import BoundedFile, read_frame
+from lungmill.dicom.source import open_source
+from lungmill.dicom.stream import read_frame
 from lungmill.errors import DicomError
 
 AIR_HU = -1024
@@ -90,18 +90,18 @@ def read_stored(root, record) -> np.ndarray:
 
 def _decode(root, record):
     """All allocated bits of one slice, (rows, columns)."""
-    path = Path(root) / record["file"]
+    source = open_source(root)
     shape = record["rows"], record["columns"]
     try:
         uid = UID(record["transfer_syntax"])
         native = not uid.is_compressed
         if native and not uid.is_deflated:
-            raw = _read_native(path, record, uid)
+            raw = _read_native(source, record, uid)
         else:
             with silent_stderr(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # pydicom's warnings quote header values
-                raw = _read_native(path, record, uid) if native else _run_decoder(path, record, uid)
-    except (OSError, KeyboardInterrupt, SystemExit):
+                raw = _read_native(source, record, uid) if native else _run_decoder(source, record, uid)
+    except (OSError, DicomError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # decoders raise anything, a panic of one in Rust is not even an Exception
         # Decoders quote header values, and the chain of causes is logged: only the kind is passed on.
@@ -111,37 +111,38 @@ def _decode(root, record):
     return raw
 
 
-def _read_native(path, record, uid):
+def _read_native(source, record, uid):
     """One uncompressed frame, read where it lies: frames follow each other without gaps (PS3.5 8.1.1)."""
     rows, columns, bits = record["rows"], record["columns"], record["bits_allocated"]
     kind = np.dtype(f"{'<' if uid.is_little_endian else '>'}{'i' if record['signed'] else 'u'}{bits // 8}")
     offset = record["frame"] * expected_bytes(rows, columns, bits)
     if uid.is_deflated:
-        with BoundedFile(path) as stream:
+        with source.open_bounded(record["file"]) as stream:
             pixels = pydicom.dcmread(stream, specific_tags=["PixelData"]).get_item("PixelData").value
         raw = np.frombuffer(pixels, dtype=kind, count=rows * columns, offset=offset)
     elif bits == 8 and not uid.is_little_endian:
-        raw = _read_swapped_bytes(path, record["offset"], offset, rows * columns).view(kind)
+        raw = _read_swapped_bytes(source, record, offset, rows * columns).view(kind)
     else:
-        raw = np.fromfile(path, dtype=kind, count=rows * columns, offset=record["offset"] + offset)
+        raw = source.array(record["file"], kind, rows * columns, record["offset"] + offset)
     return raw.reshape(rows, columns).astype(kind.newbyteorder("="), copy=False)
 
 
-def _read_swapped_bytes(path, offset, start, count):
+def _read_swapped_bytes(source, record, start, count):
     """Bytes of big-endian pixel data: two to a word, and swapped with it, where their VR is OW (PS3.5 A.3, 8.1.1)."""
-    with path.open("rb") as stream:
+    offset = record["offset"]
+    with source.open(record["file"]) as stream:
         stream.seek(offset - 8)
         if stream.read(2) != b"OW":
-            return np.fromfile(path, np.uint8, count, offset=offset + start)
+            return source.array(record["file"], np.uint8, count, offset + start)
         odd = start % 2
         stream.seek(offset + start - odd)
         words = np.frombuffer(stream.read((odd + count + 1) // 2 * 2), ">u2")
         return words.astype("<u2").view(np.uint8)[odd : odd + count]
 
 
-def _run_decoder(path, record, uid):
+def _run_decoder(source, record, uid):
     """One compressed frame through a decoder that is given its bytes: the header is not parsed again."""
-    with path.open("rb") as stream:
+    with source.open(record["file"]) as stream:
         frame = read_frame(stream, record["offset"], record["item"], record["frame"], record["frames"])
     if declared_matrix(frame) not in (None, (record["rows"], record["columns"])):
         raise ValueError("the compressed data have another matrix")
@@ -180,7 +181,7 @@ def _stored_bits(raw, stored, high_bit, signed):
 def _read_lut(root, record):
     """First mapped value and entries of the file's Modality LUT (PS3.3 C.11.1.1)."""
     try:
-        with warnings.catch_warnings(), BoundedFile(Path(root) / record["file"]) as stream:
+        with warnings.catch_warnings(), open_source(root).open_bounded(record["file"]) as stream:
             warnings.simplefilter("ignore")  # pydicom's warnings quote header values
             dataset = pydicom.dcmread(
                 stream, stop_before_pixels=True, force=True, specific_tags=["ModalityLUTSequence"]
