@@ -10,16 +10,18 @@ from console import Console
 from lungmill.dataset import PRODUCTS
 from lungmill.packing import ZARR_FILES
 from resources import Needs
+from remote import Remote
 from settings import read_settings
 from warm import use_warm_interpreter
 
 use_warm_interpreter()
-SETTINGS = read_settings(config, ROOT)
+REMOTE = Remote(workflow)
+SETTINGS = read_settings(config, ROOT, REMOTE)
 RESULTS, LOGS = SETTINGS.results, SETTINGS.logs
 PATIENTS = SETTINGS.patients
 ANNOTATIONS = SETTINGS.annotations
 NEEDS = Needs(RESULTS, config, PATIENTS, lambda: not workflow.local_exec)
-Console.install(workflow)
+Console.install(workflow, REMOTE.find_log)
 cluster.install(workflow)
 
 
@@ -40,9 +42,12 @@ def code(script):
     return SETTINGS.code(script)
 
 
-def demo_input(wildcards):
-    """The demo cohort's folder, which a rule makes; a user's folder is no rule's output."""
-    return PATIENTS[wildcards.patient].dicom if SETTINGS.is_demo else []
+def dicom_input(wildcards):
+    """The demo's files, which are made here, or an s3:// address, which is fetched; not the folder of a user."""
+    place = PATIENTS[wildcards.patient].dicom
+    if place.startswith("s3://"):
+        return storage.s3(place)
+    return place if SETTINGS.is_demo else []
 
 
 def dicom_state(wildcards):
@@ -80,7 +85,8 @@ def pack_settings(store):
 def tell_where_to_look():
     """The last line of a run that did something."""
     rejected = len(PATIENTS) - len(accepted())
-    print(f"Patients: {len(PATIENTS)}, rejected: {rejected}. Look at {RESULTS}/report/index.html", file=sys.stderr)
+    page = REMOTE.address(f"{RESULTS}/report/index.html")
+    print(f"Patients: {len(PATIENTS)}, rejected: {rejected}. Look at {page}", file=sys.stderr)
 
 
 def product_file(name):
@@ -97,7 +103,10 @@ def dataset_rows():
     ]
 
 
-FORMATS = [name for name in ("zarr", "zarr_zip", "bcolz", "hdf5", "npz") if name in config["pack"]["formats"]]
+FORMATS = [name for name in PRODUCTS if name in config["pack"]["formats"]]
 MADE = ["volume", "mask", "positions", *FORMATS, "patches"]
 PRODUCT_FILES = [product_file(name) for name in MADE]
+# What tables of the cohort need to know of a patient's products. Elsewhere that is their sizes in one small file: nobody
+# wants every volume on the machine that counts them.
+SHOWN = ["products/{patient}.json"] if REMOTE.is_used else PRODUCT_FILES
 COHORT_GROUP = "<results>/cohort.zarr/zarr.json" if "zarr" in FORMATS else []

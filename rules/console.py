@@ -56,22 +56,25 @@ class Console(logging.Handler):
     """Follows Snakemake's log events in the main process; `--quiet host` leaves Snakemake's own output alone."""
 
     @classmethod
-    def install(cls, workflow):
-        """Attach to the run's logger, and hide what the console says itself."""
+    def install(cls, workflow, find_log=str):
+        """Attach to the run's logger, and hide what the console says itself.
+
+        find_log: from a log's name to its file here, where logs lie elsewhere.
+        """
         settings = workflow.output_settings
         quiet = settings.quiet or set()
         logger = logging.getLogger("snakemake.logging")
         old = [handler for handler in logger.handlers if type(handler).__name__ == cls.__name__]
         if not workflow.is_main_process or old or Quietness.RULES not in quiet:
             return
-        console = cls(settings.dryrun)
+        console = cls(settings.dryrun, find_log)
         for handler in logger.handlers:
             handler.addFilter(console.leaves_to_snakemake)
         logger.addHandler(console)
 
-    def __init__(self, dryrun):
+    def __init__(self, dryrun, find_log=str):
         super().__init__()
-        self.dryrun = dryrun
+        self.dryrun, self.find_log = dryrun, find_log
         self.jobs, self.members = {}, {}
         self.failed = {}  # by job, or by group: what failed, its log, and why where the log does not say it
         self.done = self.total = 0
@@ -185,7 +188,7 @@ class Console(logging.Handler):
         failed = [failure for failures in self.failed.values() for failure in failures]
         lines = ["", f"{len(failed)} of {self.total} jobs failed; everything that does not need them is done:"]
         for what, log, why in failed[:MOST_FAILURES]:
-            lines.append(f"  {what}: {why or last_line(log) or KILLED}")
+            lines.append(f"  {what}: {why or last_line(self.find_log(log)) or KILLED}")
             lines.append(f"    log: {log}")
         if len(failed) > MOST_FAILURES:
             lines.append(f"  and {len(failed) - MOST_FAILURES} more: look for FAILED above")

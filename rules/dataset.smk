@@ -2,7 +2,9 @@
 rule cohort:
     input:
         verdicts="<results>/index/verdicts.tsv",
-        products=of_accepted(*PRODUCT_FILES, "volumes/{patient}.json", "masks/{patient}.json"),
+        products=of_accepted(*SHOWN, "volumes/{patient}.json", "masks/{patient}.json"),
+        # They stand beside the table anyway, unless they have to be fetched.
+        index=expand(f"{RESULTS}/index/{{patient}}.json", patient=PATIENTS) if REMOTE.is_used else [],
     output:
         table="<results>/cohort.tsv",
     log:
@@ -23,7 +25,7 @@ rule cohort:
 rule dataset:
     input:
         verdicts="<results>/index/verdicts.tsv",
-        products=of_accepted(*PRODUCT_FILES),
+        products=of_accepted(*SHOWN),
     output:
         table="<results>/dataset.tsv",
     log:

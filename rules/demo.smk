@@ -1,7 +1,8 @@
-# The built-in cohort: synthetic patients as real DICOM series, and their true nodules.
+# The built-in cohort: synthetic patients as real DICOM series, and their true nodules. Where results lie in S3, a patient
+# is a .zip: what travels is one file.
 rule demo:
     output:
-        dicom=directory("<results>/demo/dicom/{patient}"),
+        dicom="<results>/demo/dicom/{patient}.zip" if REMOTE.is_used else directory("<results>/demo/dicom/{patient}"),
     log:
         "<logs>/demo/{patient}.log",
     benchmark:

@@ -1,7 +1,7 @@
 # A verdict per patient, and the one checkpoint: from here on only accepted patients.
 rule index:
     input:
-        demo_input,
+        dicom=dicom_input,
     output:
         verdict="<results>/index/{patient}.json",
     log:
@@ -27,6 +27,8 @@ rule index:
 checkpoint verdicts:
     input:
         verdicts=expand(f"{RESULTS}/index/{{patient}}.json", patient=PATIENTS),
+        # Planning what follows looks into it; where a patient's steps are planned together, it has to be there by then.
+        annotations=ancient(ANNOTATIONS) if SETTINGS.is_demo and REMOTE.is_used else [],
     output:
         table="<results>/index/verdicts.tsv",
     log:

@@ -79,3 +79,19 @@ rule cohort_zarr:
         step={"code": code("cohort_zarr")},
     script:
         "../scripts/cohort_zarr.py"
+
+
+# Sizes of what was made of a patient, where results lie in S3: tables of the cohort are made from these.
+rule products:
+    input:
+        [f"<results>/{file}" for file in PRODUCT_FILES],
+    output:
+        sizes="<results>/products/{patient}.json",
+    log:
+        "<logs>/products/{patient}.log",
+    conda:
+        "../envs/tables.yaml"
+    params:
+        step={"products": MADE, "code": code("products")},
+    script:
+        "../scripts/products.py"

@@ -5,7 +5,7 @@ rule patches:
         geometry="<results>/volumes/{patient}.json",
         positions="<results>/masks/{patient}.positions.npz",
         # ancient: a patient is redone when its own nodules change, which the parameters show.
-        annotations=ancient(ANNOTATIONS) if ANNOTATIONS else [],
+        annotations=ancient(ANNOTATIONS) if ANNOTATIONS and (SETTINGS.is_demo or not REMOTE.is_used) else [],
     output:
         patches="<results>/patches/{patient}.h5",
     log:

@@ -17,6 +17,6 @@ rule report:
     resources:
         **NEEDS.of("report"),
     params:
-        step={"results": RESULTS, "logs": LOGS, "code": code("report")},
+        step={"logs": LOGS, "code": code("report")},
     script:
         "../scripts/report.py"

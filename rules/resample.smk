@@ -1,7 +1,7 @@
 # One interpolation from the scan's own samples to the output grid.
 rule resample:
     input:
-        demo_input,
+        dicom=dicom_input,
         verdict="<results>/index/{patient}.json",
     output:
         volume="<results>/volumes/{patient}.npy",

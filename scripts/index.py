@@ -8,5 +8,5 @@ from lungmill.files import write_json
 from lungmill.indexing import index
 
 step = snakemake.params.step
-verdict = index(step["dicom"], step["patient"], step["series"], step["series_uid"])
+verdict = index(snakemake.input.get("dicom") or step["dicom"], step["patient"], step["series"], step["series_uid"])
 write_json(snakemake.output.verdict, verdict)

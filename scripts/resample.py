@@ -13,7 +13,7 @@ from lungmill.volume import CountedVolume, describe_volume
 
 step = snakemake.params.step
 device = chosen_device(step["device"])
-series = read_series(step["dicom"], read_json(snakemake.input.verdict))
+series = read_series(snakemake.input.get("dicom") or step["dicom"], read_json(snakemake.input.verdict))
 
 
 def make(create):

@@ -104,7 +104,7 @@ def test_environments_are_in_step_with_the_requirements():
 
 
 def test_requirements_are_pinned_and_name_no_address():
-    for name in ("requirements.txt", "requirements-dev.txt", "requirements-slurm.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-slurm.txt", "requirements-aws.txt"):
         for line in (ROOT / name).read_text().splitlines():
             if line.strip() and not line.startswith("#"):
                 assert "==" in line or line.startswith("-r "), line

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from lungmill.errors import ConfigError, LungmillError
-from lungmill.files import write_tsv
+from lungmill.files import read_json, write_tsv
 
 SPLITS = ("train", "val", "test")
 
@@ -40,9 +40,11 @@ def make_dataset(path, patients, *, products, fractions, seed):
         if row["split"] not in SPLITS:
             raise ConfigError(f"patients: {patient} has split {row['split']!r}: write one of {', '.join(SPLITS)}")
         row["label"] = entry.get("label")
+        written = results / "products" / f"{patient}.json"
+        elsewhere = read_json(written) if written.is_file() else {}
         for name in columns:
             row[name] = PRODUCTS[name].format(patient)
-            if not (results / row[name]).exists():
+            if name not in elsewhere and not (results / row[name]).exists():
                 raise LungmillError(f"{patient}: {results / row[name]} is missing: run the workflow to its end again")
         rows.append(row)
     write_tsv(path, ["patient", "split", "label", *columns], rows)

@@ -10,6 +10,7 @@ from pathlib import Path
 from lungmill.errors import LungmillError
 
 DEEPEST_FOLDER = 32
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 @contextmanager
@@ -109,6 +110,25 @@ def read_tsv(path):
             {key.strip(): (cell or "").strip() for key, cell in row.items() if key is not None}
             for row in csv.DictReader(file, delimiter="\t")
         ]
+
+
+def archive_stem(name: str) -> str | None:
+    """The name of an archive of files without its suffix, or None where the name is none of an archive.
+
+    >>> archive_stem("anna.tar.gz"), archive_stem("scans/anna.zip"), archive_stem("anna")
+    ('anna', 'scans/anna', None)
+    """
+    suffix = next((suffix for suffix in ARCHIVES if name.lower().endswith(suffix)), None)
+    return name[: -len(suffix)] if suffix and len(name) > len(suffix) else None
+
+
+def zip_folder(folder, path):
+    """Write the files below `folder` as a .zip, stored as they are; the same files give the same bytes."""
+    import zipfile
+
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for name in list_files(folder):
+            archive.writestr(zipfile.ZipInfo(name), (Path(folder) / name).read_bytes())
 
 
 def list_files(folder):

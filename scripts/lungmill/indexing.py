@@ -7,7 +7,9 @@ import numpy as np
 from lungmill.dicom.candidate import find_candidates
 from lungmill.dicom.folder import read_folder
 from lungmill.dicom.pixels import read_hounsfield
+from lungmill.dicom.source import open_source
 from lungmill.errors import DicomError, printable
+from lungmill.files import archive_stem
 from lungmill.identity import hash_uid
 from lungmill.progress import bar
 from lungmill.version import __version__
@@ -22,7 +24,7 @@ DEFAULT_SETTINGS = {"min_slices": 10, "max_gap": 2.5, "orientations": ["axial"]}
 def index(folder, patient: str | None = None, settings: dict | None = None, series_uid: str | None = None) -> dict:
     """Read the headers below `folder` and return the verdict, ready for JSON; it never raises for bad data.
 
-    folder: a patient's DICOM folder. patient: its name in the verdict, by default the folder's.
+    folder: a patient's DICOM folder, or an archive of it. patient: its name in the verdict, by default the folder's.
     settings: `min_slices`, `max_gap` and `orientations`, as `series` in config.yaml.
     series_uid: take this SeriesInstanceUID and no other.
 
@@ -30,9 +32,9 @@ def index(folder, patient: str | None = None, settings: dict | None = None, seri
     they are Hounsfield units. The verdict's keys are described in `lungmill.verdict`.
     """
     settings = {**DEFAULT_SETTINGS, **(settings or {})}
-    patient = patient or Path(folder).name
+    patient = patient or archive_stem(Path(folder).name) or Path(folder).name
     content = read_folder(folder, bar(f"index {patient}"))
-    headers = content.headers
+    headers = content.headers if content.damage is None else []
     if series_uid:
         headers = [header for header in headers if header.series_uid == series_uid.strip()]
     candidates = find_candidates(folder, headers, settings)
@@ -60,6 +62,7 @@ def _first_plausible(folder, candidates):
             continue
         try:
             _check_hounsfield(folder, candidate)
+            _check_whole(folder, candidate)
         except DicomError as error:
             candidate.reject(error)
         except OSError as error:
@@ -81,8 +84,17 @@ def _check_hounsfield(folder, candidate):
             )
 
 
+def _check_whole(folder, candidate):
+    """Compare the files with their archive's checksums: a damaged one is not to surface hours later, or never."""
+    source = open_source(folder)
+    for file in sorted({header.file for header in candidate.headers}):
+        source.verify(file)
+
+
 def _why_none(content, candidates, series_uid):
     """Reason, detail and warnings of the best candidate, or the reason for there being none."""
+    if content.damage is not None:
+        return {"reason": content.damage.reason, "detail": content.damage.detail, "warnings": []}
     if candidates:
         best = min(candidates, key=lambda candidate: (candidate.reason == "no_ct_series", candidate.rank()))
         return {"reason": best.reason, "detail": best.detail, "warnings": best.warnings}

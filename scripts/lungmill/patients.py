@@ -1,11 +1,11 @@
-"""Which patients there are: the sub-folders of `dicom`, or the rows of the patients table."""
+"""Which patients there are: the sub-folders and archives in `dicom`, or the rows of the patients table."""
 
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
 from lungmill.errors import ConfigError
-from lungmill.files import read_tsv
+from lungmill.files import archive_stem, read_tsv
 from lungmill.identity import patient_id
 
 COLUMNS = ("patient", "dicom", "series_uid", "split", "label")
@@ -14,7 +14,7 @@ SPLITS = ("", "train", "val", "test")
 
 @dataclass(frozen=True)
 class Patient:
-    """One patient: `id` is the name of its files, `name` what the user calls it, `dicom` its folder."""
+    """One patient: `id` is the name of its files, `name` what the user calls it, `dicom` its folder or archive."""
 
     id: str
     name: str
@@ -27,10 +27,15 @@ class Patient:
 def find_patients(dicom, table=None, exclude=()) -> dict[str, Patient]:
     """List the patients by id, sorted.
 
-    dicom: folder with one sub-folder per patient, or None where `table` names folders itself.
+    Places of the table that begin with s3:// are taken as they are; nothing here looks into them.
+
+    dicom: folder with one sub-folder or archive (.zip, .tar, .tar.gz, .tgz) per patient, or None where `table` names
+    them itself.
     table: a TSV with the columns `patient` and `dicom`, optionally `series_uid`, `split` and `label`.
     exclude: names to leave out. Raises ConfigError, one line, for whatever is missing, doubled or misspelt.
     """
+    if not table and str(dicom).startswith("s3://"):
+        raise ConfigError(f"dicom: {dicom} cannot be listed: give a table of its patients (`patients` in config.yaml)")
     patients = _from_table(Path(table), dicom) if table else _from_folder(Path(dicom))
     return without_excluded(patients, exclude)
 
@@ -57,11 +62,18 @@ def _from_folder(folder):
         entries = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     except PermissionError as error:
         raise ConfigError(f"dicom: {folder} may not be read: change its permissions") from error
-    names = [name for name in entries if (folder / name).is_dir()]
-    if not names:
+    named = {}
+    for entry in entries:
+        name = entry if (folder / entry).is_dir() else archive_stem(entry)
+        if name is None:
+            continue
+        if name in named:
+            raise ConfigError(f"dicom: {folder} holds {named[name]} and {entry}, both of patient {name!r}: keep one")
+        named[name] = entry
+    if not named:
         files = f" but {len(entries)} files: give its parent" if entries else ": put one sub-folder per patient there"
         raise ConfigError(f"dicom: {folder} holds no patient folders{files}")
-    return [Patient(patient_id(name), name, str(folder / name)) for name in names]
+    return [Patient(patient_id(name), name, str(folder / entry)) for name, entry in named.items()]
 
 
 def _from_table(table, dicom):
@@ -99,9 +111,18 @@ def _from_row(table, line, row, dicom):
         raise ConfigError(f"patients: {table} line {line} lacks {'patient' if not name else 'dicom'}: fill it in")
     if row.get("split", "") not in SPLITS:
         raise ConfigError(f"patients: {table} line {line} has split {row['split']!r}: use train, val, test or nothing")
-    path = Path(dicom or ".") / folder
-    if not path.is_dir():
+    path = _joined(dicom, folder)
+    if not str(path).startswith("s3://") and not (path.is_dir() or (archive_stem(folder) and path.is_file())):
         raise ConfigError(f"patients: {table} line {line}: there is no folder {path}: correct the dicom column")
     return Patient(
         patient_id(name), name, str(path), row.get("series_uid", ""), row.get("split", ""), row.get("label", "")
     )
+
+
+def _joined(dicom, place):
+    """A row's place below `dicom`; s3:// addresses, which are no paths, stay text."""
+    if place.startswith("s3://"):
+        return place
+    if str(dicom or "").startswith("s3://"):
+        return f"{str(dicom).rstrip('/')}/{place}"
+    return Path(dicom or ".") / place

@@ -13,9 +13,13 @@ LIBRARY = Path(__file__).parent
 def folder_fingerprint(folder) -> str:
     """Hash of the names, sizes and modification times of all files below `folder`; changes when one is overwritten.
 
-    Raises FileNotFoundError where there is no such folder.
+    An archive is a single file. Raises FileNotFoundError where there is no such folder.
     """
     digest = hashlib.sha256()
+    if Path(folder).is_file():
+        status = Path(folder).stat()
+        digest.update(f"{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
     for file in list_files(folder):
         try:
             status = (Path(folder) / file).stat()

@@ -7,6 +7,7 @@ import numpy as np
 from lungmill.dicom.geometry import SliceGeometry
 from lungmill.dicom.pixels import read_hounsfield
 from lungmill.errors import DicomError, LungmillError
+from lungmill.files import archive_stem
 from lungmill.indexing import index
 
 
@@ -59,15 +60,15 @@ def geometry_of(verdict: dict) -> SliceGeometry:
 
 
 def read_series(folder, verdict: dict | None = None, **settings) -> Series:
-    """Open the CT series below `folder`.
+    """Open the CT series below `folder`, or in the archive of that name.
 
     verdict: what `lungmill.indexing.index` said of the folder; made now where it is not given, with `settings`
     (`min_slices`, `max_gap`, `orientations`, `series_uid`).
     Returns a `Series`. Raises DicomError with the verdict's reason where the folder is rejected.
     """
     if verdict is None:
-        if not Path(folder).is_dir():
-            raise LungmillError(f"{folder} is no folder: give a folder with DICOM files")
+        if not (Path(folder).is_dir() or (archive_stem(str(folder)) and Path(folder).is_file())):
+            raise LungmillError(f"{folder} is no folder: give a folder with DICOM files, or a .zip or .tar of one")
         uid = settings.pop("series_uid", None)
         verdict = index(folder, settings=settings, series_uid=uid)
     return Series(folder, verdict)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lungmill.dataset import PRODUCTS
-from lungmill.files import read_json, write_tsv
+from lungmill.files import read_json, write_json, write_tsv
 
 VERDICT_COLUMNS = ("patient", "name", "status", "reason", "detail", "warnings", "n_slices")
 GEOMETRY_COLUMNS = (
@@ -35,6 +35,23 @@ def write_cohort(path, patients, names: dict):
     rows = [_cohort_row(results, patient, names) for patient in patients]
     sizes = tuple(f"{name}_mb" for name in ("dicom", *PRODUCTS))
     write_tsv(path, (*VERDICT_COLUMNS, *GEOMETRY_COLUMNS, *MASK_COLUMNS, *sizes), rows)
+
+
+def write_sizes(path, products: dict):
+    """Write the sizes of a patient's products in 10^6 bytes: they are read instead of products that are not there.
+
+    products: name out of `PRODUCTS` to the file, or the zarr.json of the group.
+    """
+    places = {name: Path(file).parent if name == "zarr" else Path(file) for name, file in products.items()}
+    write_json(path, {name: _megabytes(place) for name, place in places.items()})
+
+
+def product_megabytes(results, patient) -> dict:
+    """Sizes of a patient's products in 10^6 bytes, measured or as `write_sizes` left them; None where there is none."""
+    written = Path(results) / "products" / f"{patient}.json"
+    if written.is_file():
+        return dict.fromkeys(PRODUCTS) | read_json(written)
+    return {name: _megabytes(Path(results) / place.format(patient)) for name, place in PRODUCTS.items()}
 
 
 def _verdict_row(patient, verdict, names):
@@ -71,8 +88,8 @@ def _cohort_row(results, patient, names):
         "mask_detail": "; ".join(_mask_details(mask)),
         "dicom_mb": verdict["series"]["megabytes"],
     }
-    for name, place in PRODUCTS.items():
-        row[f"{name}_mb"] = _megabytes(results / place.format(patient))
+    for name, size in product_megabytes(results, patient).items():
+        row[f"{name}_mb"] = size
     return row
 
 

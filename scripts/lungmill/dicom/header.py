@@ -1,15 +1,14 @@
 """One DICOM file's header, reduced to the technical attributes that lungmill needs and is allowed to keep."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 
 from lungmill.dicom.scan import scan_header
-from lungmill.dicom.stream import PixelData, locate_pixel_data, open_regular, parse_header
+from lungmill.dicom.source import open_source
+from lungmill.dicom.stream import PixelData, locate_pixel_data, parse_header
 from lungmill.dicom.values import (
     read_codes,
     read_integer,
@@ -132,7 +131,7 @@ def read_header(root, file: str) -> Header | None:
     Pixel data are located and measured, not read. Raises DicomError('unreadable') for a DICOM file that
     cannot be parsed and OSError for one that cannot be opened.
     """
-    stream = open_regular(Path(root) / file)
+    stream = open_source(root).open_bounded(file)
     if stream is None:
         return None
     with stream:
@@ -163,7 +162,7 @@ def read_header(root, file: str) -> Header | None:
 def _header(file, dataset, syntax, implicit, little, stream):
     return Header(
         file=file,
-        size=os.fstat(stream.fileno()).st_size,
+        size=stream.size,
         sop_class=read_text(dataset, "SOPClassUID") or _directory_class(dataset),
         sop_instance=read_text(dataset, "SOPInstanceUID"),
         series_uid=read_text(dataset, "SeriesInstanceUID"),

@@ -2,12 +2,12 @@
 
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import pydicom
 
 from lungmill.dicom.header import Header
-from lungmill.dicom.stream import BoundedFile, locate_items
+from lungmill.dicom.source import open_source
+from lungmill.dicom.stream import locate_items
 from lungmill.dicom.values import read_codes, read_integer, read_number, read_numbers, read_text, unless_broken
 from lungmill.errors import DicomError
 
@@ -30,7 +30,7 @@ def split_frames(root, header: Header) -> list[Header]:
     if not is_multiframe(header):
         return [header]
     try:
-        with warnings.catch_warnings(), BoundedFile(Path(root) / header.file) as stream:
+        with warnings.catch_warnings(), open_source(root).open_bounded(header.file) as stream:
             warnings.simplefilter("ignore")  # pydicom's warnings quote header values
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(GROUPS))
             shared = next(iter(dataset.get(GROUPS[0]) or ()), {})

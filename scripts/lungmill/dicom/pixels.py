@@ -3,7 +3,6 @@
 import threading
 import warnings
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,8 @@ from pydicom.uid import UID, UID_dictionary
 
 from lungmill.dicom.codestream import declared_matrix, silence
 from lungmill.dicom.jpeg12 import JPEG_EXTENDED, decode_jpeg12
-from lungmill.dicom.stream import BoundedFile, read_frame
+from lungmill.dicom.source import open_source
+from lungmill.dicom.stream import read_frame
 from lungmill.errors import DicomError
 
 AIR_HU = -1024
@@ -119,16 +119,16 @@ def _decode(root, record, kept=None):
 
     kept: None, or a dict for memory that the next slice is read to again.
     """
-    path = Path(root) / record["file"]
+    source = open_source(root)
     shape = record["rows"], record["columns"]
     try:
         syntax = _layout(record["transfer_syntax"])
         if syntax.plain:
-            raw = _read_native(path, record, syntax, kept)
+            raw = _read_native(source, record, syntax, kept)
         else:
             with silence():
-                raw = _read_native(path, record, syntax) if syntax.native else _run_decoder(path, record)
-    except (OSError, KeyboardInterrupt, SystemExit):
+                raw = _read_native(source, record, syntax) if syntax.native else _run_decoder(source, record)
+    except (OSError, DicomError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # decoders raise anything, a panic of one in Rust is not even an Exception
         # Decoders quote header values, and the chain of causes is logged: only the kind is passed on.
@@ -138,27 +138,27 @@ def _decode(root, record, kept=None):
     return raw
 
 
-def _read_native(path, record, syntax, kept=None):
+def _read_native(source, record, syntax, kept=None):
     """One uncompressed frame, read where it lies: frames follow each other without gaps (PS3.5 8.1.1)."""
     rows, columns, bits = record["rows"], record["columns"], record["bits_allocated"]
     kind = np.dtype(f"{'<' if syntax.little else '>'}{'i' if record['signed'] else 'u'}{bits // 8}")
     offset = record["frame"] * expected_bytes(rows, columns, bits)
     if syntax.deflated:
-        with BoundedFile(path) as stream:
+        with source.open_bounded(record["file"]) as stream:
             pixels = pydicom.dcmread(stream, specific_tags=["PixelData"]).get_item("PixelData").value
         raw = np.frombuffer(pixels, dtype=kind, count=rows * columns, offset=offset)
     elif bits == 8 and not syntax.little:
-        raw = _read_swapped_bytes(path, record["offset"], offset, rows * columns).view(kind)
+        raw = _read_swapped_bytes(source, record, offset, rows * columns).view(kind)
     else:
-        raw = _read_values(path, kind, record["offset"] + offset, rows * columns, kept)
+        raw = _read_values(source, record, kind, record["offset"] + offset, rows * columns, kept)
     return raw.reshape(rows, columns).astype(kind.newbyteorder("="), copy=False)
 
 
-def _read_values(path, kind, offset, count, kept):
+def _read_values(source, record, kind, offset, count, kept=None):
     raw = None if kept is None else kept.get("raw")
     if raw is None or raw.nbytes != count * kind.itemsize:
         raw = np.empty(count * kind.itemsize, np.uint8)
-    with path.open("rb", buffering=0) as stream:
+    with source.open_raw(record["file"]) as stream:
         stream.seek(offset)
         if stream.readinto(raw) != raw.nbytes:
             raise EOFError("the file ends before its pixel data do")
@@ -167,21 +167,22 @@ def _read_values(path, kind, offset, count, kept):
     return raw.view(kind)
 
 
-def _read_swapped_bytes(path, offset, start, count):
+def _read_swapped_bytes(source, record, start, count):
     """Bytes of big-endian pixel data: two to a word, and swapped with it, where their VR is OW (PS3.5 A.3, 8.1.1)."""
-    with path.open("rb") as stream:
+    offset = record["offset"]
+    with source.open(record["file"]) as stream:
         stream.seek(offset - 8)
         if stream.read(2) != b"OW":
-            return np.fromfile(path, np.uint8, count, offset=offset + start)
+            return _read_values(source, record, np.dtype(np.uint8), offset + start, count)
         odd = start % 2
         stream.seek(offset + start - odd)
         words = np.frombuffer(stream.read((odd + count + 1) // 2 * 2), ">u2")
         return words.astype("<u2").view(np.uint8)[odd : odd + count]
 
 
-def _run_decoder(path, record):
+def _run_decoder(source, record):
     """One compressed frame through a decoder that is given its bytes: the header is not parsed again."""
-    with path.open("rb") as stream:
+    with source.open(record["file"]) as stream:
         frame = read_frame(stream, record["offset"], record["item"], record["frame"], record["frames"])
     if declared_matrix(frame) not in (None, (record["rows"], record["columns"])):
         raise ValueError("the compressed data have another matrix")
@@ -221,7 +222,7 @@ def _stored_bits(raw, stored, high_bit, signed):
 def _read_lut(root, record):
     """First mapped value and entries of the file's Modality LUT (PS3.3 C.11.1.1)."""
     try:
-        with warnings.catch_warnings(), BoundedFile(Path(root) / record["file"]) as stream:
+        with warnings.catch_warnings(), open_source(root).open_bounded(record["file"]) as stream:
             warnings.simplefilter("ignore")  # pydicom's warnings quote header values
             dataset = pydicom.dcmread(
                 stream, stop_before_pixels=True, force=True, specific_tags=["ModalityLUTSequence"]

@@ -4,13 +4,14 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from itertools import pairwise
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import numpy as np
 
 from lungmill.dicom.geometry import SAME_POSITION_MM, SliceGeometry, unit_directions
 from lungmill.dicom.header import Header
 from lungmill.dicom.pixels import expected_bytes
+from lungmill.dicom.source import open_source
 from lungmill.dicom.stream import read_frame
 
 # Attributes by which acquisitions in one series are told apart, the first that explains every repeat.
@@ -42,7 +43,7 @@ def _pixel_digest(root, header):
     """What tells one slice's Hounsfield units from another's: its bytes as stored, and what makes HU of them."""
     pixels = header.pixels
     rescale = header.slope, header.intercept
-    with (Path(root) / header.file).open("rb") as stream:
+    with open_source(root).open(header.file) as stream:
         if pixels.offset is None or header.frames == 1:
             stream.seek(pixels.offset or 0)
             return hashlib.file_digest(stream, "sha256").digest(), header.frame, rescale

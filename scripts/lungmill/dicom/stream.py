@@ -2,12 +2,9 @@
 
 import io
 import itertools
-import os
-import stat
 import struct
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
@@ -30,15 +27,17 @@ MOST_ELEMENTS, MOST_READS = 20_000, 1_000_000
 
 
 class BoundedFile(io.BufferedReader):
-    """A file to parse a header from: no length that the header claims makes it allocate more than the file holds.
+    """A file of `size` bytes to parse a header from: no length that it claims makes it allocate more than it holds.
 
     Raises EOFError for a value longer than any header's, for elements without end (a file of zeros is 8 bytes each),
     and for a deflated rest that grows beyond measure.
     """
 
-    def __init__(self, path):
-        super().__init__(io.FileIO(path))
-        self.size = os.fstat(self.fileno()).st_size
+    name = ""  # pydicom asks for it; a member of an archive has none of its own
+
+    def __init__(self, raw, size: int):
+        super().__init__(raw)
+        self.size = size
         self.reads = 0
 
     def read(self, size=-1, /):
@@ -68,14 +67,6 @@ def parse_header(stream, force: bool, tags) -> Dataset:
         return tag in PIXEL_TAGS
 
     return read_partial(stream, at_end, force=force, specific_tags=[Tag(tag) for tag in tags])
-
-
-def open_regular(path) -> BoundedFile | None:
-    """Open a file, or return None for what is neither file nor folder: opening a FIFO waits, a device may act."""
-    mode = Path(path).stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        return None
-    return BoundedFile(path)  # raises OSError for a folder, which is listed only where it may not be read
 
 
 def _inflates_beyond(packed, limit):
@@ -119,7 +110,7 @@ def locate_pixel_data(stream, syntax, implicit: bool, little: bool) -> PixelData
         return None
     (length,) = struct.unpack(order + "L", head[-4:])
     offset = stream.tell()
-    left = os.fstat(stream.fileno()).st_size - offset
+    left = stream.size - offset
     if length == UNDEFINED_LENGTH:
         return _fragments(stream, offset, left)
     return PixelData(offset, min(length, left), length <= left, None)
