@@ -48,9 +48,10 @@ class Needs:
     """The resources of every rule; `of(rule)` is what stands after `resources:`.
 
     in_a_cluster_job: a function that says whether jobs are sent away, so that Snakemake itself is part of them.
+    in_s3: results are not here, and jobs ask for what the profile says.
     """
 
-    def __init__(self, results, config, patients, in_a_cluster_job):
+    def __init__(self, results, config, patients, in_a_cluster_job, in_s3=False):
         self.results = Path(results)
         spacing = config["resample"]["spacing"]
         self.spacing = tuple(spacing) if isinstance(spacing, (list, tuple)) else (spacing,) * 3
@@ -59,10 +60,12 @@ class Needs:
         patch = config["patches"]
         self.patches_mb = 3 * 2 * patch["per_class"] * math.prod(patch["shape"]) / 1e6
         self.patients = patients
-        self.in_a_cluster_job = in_a_cluster_job
+        self.in_a_cluster_job, self.in_s3 = in_a_cluster_job, in_s3
 
     def of(self, rule):
         """{"mem_mb": ..., "runtime": ...}: functions of (wildcards, attempt), as Snakemake calls them."""
+        if self.in_s3:
+            return {}  # the profile's: every verdict would have to be fetched to know more
         first = getattr(self, f"_{rule}")
 
         def mem_mb(wildcards, attempt):

@@ -16,7 +16,7 @@ from lungmill.indexing import index
 from resources import SNAKEMAKE_MB, Needs, scan_of
 
 USED = re.compile(r"used ([\d.]+) s of CPU, ([\d.]+) MB at most")
-NAMES = {f"pack_{store}": "pack" for store in ("zarr", "bcolz", "hdf5", "npz")} | {
+NAMES = {f"pack_{store}": "pack" for store in ("zarr", "zarr_zip", "bcolz", "hdf5", "npz")} | {
     "verdicts": "table", "cohort": "table", "dataset": "table", "cohort_zarr": "table", "demo_annotations": "demo"
 }  # fmt: skip
 
