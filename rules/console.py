@@ -67,14 +67,14 @@ class Console(logging.Handler):
         old = [handler for handler in logger.handlers if type(handler).__name__ == cls.__name__]
         if not workflow.is_main_process or old or Quietness.RULES not in quiet:
             return
-        console = cls(settings.dryrun, find_log)
+        console = cls(settings.dryrun, workflow, find_log)
         for handler in logger.handlers:
             handler.addFilter(console.leaves_to_snakemake)
         logger.addHandler(console)
 
-    def __init__(self, dryrun, find_log=str):
+    def __init__(self, dryrun, workflow, find_log=str):
         super().__init__()
-        self.dryrun, self.find_log = dryrun, find_log
+        self.dryrun, self.workflow, self.find_log = dryrun, workflow, find_log
         self.jobs, self.members = {}, {}
         self.failed = {}  # by job, or by group: what failed, its log, and why where the log does not say it
         self.done = self.total = 0
@@ -115,6 +115,7 @@ class Console(logging.Handler):
             self._note_group_failure(record)
         elif event == LogEvent.ERROR and self.failed and "At least one job did not complete" in str(record.msg):
             self._tell_failures()
+            self._leave_tables_unfinished()
         elif event is None and (found := SENT.match(str(record.msg))):
             self._tell_sent(*found.groups())
         elif event is None and (found := AGAIN.match(str(record.msg))):
@@ -195,6 +196,16 @@ class Console(logging.Handler):
         lines.append("Mend the cause and run the same command again: only what is missing is computed.")
         lines.append("To go on without a patient, add its name to `exclude` in config.yaml.")
         self.say("\n".join(lines))
+
+    def _leave_tables_unfinished(self):
+        """Have the next run make the tables again, whatever it finds.
+
+        The results of a failed job are gone. Where nothing else was made in this run, tables of an earlier one would
+        seem up to date, and Snakemake does not make what only they need.
+        """
+        for job in self.workflow.dag.jobs:
+            if job.rule.name in ("cohort", "dataset"):
+                self.workflow.persistence.started(job)
 
 
 def last_line(log):

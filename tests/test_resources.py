@@ -16,9 +16,12 @@ from lungmill.indexing import index
 from resources import SNAKEMAKE_MB, Needs, scan_of
 
 USED = re.compile(r"used ([\d.]+) s of CPU, ([\d.]+) MB at most")
-NAMES = {f"pack_{store}": "pack" for store in ("zarr", "zarr_zip", "bcolz", "hdf5", "npz")} | {
-    "verdicts": "table", "cohort": "table", "dataset": "table", "cohort_zarr": "table", "demo_annotations": "demo"
-}  # fmt: skip
+NAMES = dict.fromkeys(("verdicts", "cohort", "dataset", "cohort_zarr"), "table") | {"demo_annotations": "demo"}
+
+
+def name_of(rule):
+    """The name under which `Needs` knows a rule."""
+    return "pack" if rule.startswith("pack_") else NAMES.get(rule, rule)
 
 
 def configuration(**changes):
@@ -40,7 +43,7 @@ def test_every_job_of_the_demo_cohort_used_less_than_it_asked_for_and_not_much_l
     for log in sorted(logs.glob("*/*.log")):
         rule = log.parent.name
         _, used = map(float, USED.findall(log.read_text())[-1])
-        mem_mb = asked.of(NAMES.get(rule, rule))["mem_mb"](SimpleNamespace(patient=log.stem), attempt=1)
+        mem_mb = asked.of(name_of(rule))["mem_mb"](SimpleNamespace(patient=log.stem), attempt=1)
         assert used <= mem_mb <= 2.5 * used + 200, f"{rule} {log.stem}: used {used}, asked {mem_mb}"
         checked.add(rule)
     assert {"demo", "index", "resample", "segment", "patches", "report", "verdicts"} < checked

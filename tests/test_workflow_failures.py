@@ -143,3 +143,20 @@ def test_wrong_input_is_one_line(idle, config, words):
     assert outcome.lines[0].startswith("lungmill: ")
     assert all(word in outcome.lines[0] for word in words), outcome.lines[0]
     assert not idle.results.exists()
+
+
+def test_what_failed_after_a_change_of_settings_is_not_forgotten(tmp_path):
+    """Nothing but the failed job was to be made: its results are gone, and the tables of the run before are there."""
+    write_series(tmp_path / "dicom" / "anna", chest_like, stack((-24, -24, 0), (0, 0, 2), 14))
+    workspace = Workspace(tmp_path / "work")
+    script = workspace.folder / "scripts" / "resample.py"
+    script.write_text(
+        script.read_text().replace("import _job\n", "import os\n\nimport _job\n\nassert not os.path.exists('full')\n")
+    )
+    workspace.run(dicom=tmp_path / "dicom")
+    (workspace.folder / "full").touch()
+    workspace.run(ok=False, dicom=tmp_path / "dicom", resample="{spacing: 3}")
+    assert not (workspace.results / "volumes" / "anna.npy").exists()
+    (workspace.folder / "full").unlink()
+    assert ("resample", "anna") in workspace.run(dicom=tmp_path / "dicom", resample="{spacing: 3}").jobs
+    assert "Nothing to be done" in workspace.run(dicom=tmp_path / "dicom", resample="{spacing: 3}").text

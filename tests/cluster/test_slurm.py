@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from dicom_files import chest_like, stack, write_series
 from slurm_harness import Slurm, missing
+from stores import EVERY_FORMAT
 from workspace import TIMINGS, Outcome, Workspace
 
 PLUGIN = "snakemake_executor_plugin_slurm"
@@ -64,7 +65,7 @@ class SlurmWorkspace(Workspace):
         return self.finish(self.start(*options, **config), ok=ok)
 
 
-def until(true, seconds=150):
+def until(true, seconds=400):
     """Wait until something is true, and return it."""
     end = time.monotonic() + seconds
     while not (found := true()):
@@ -139,7 +140,7 @@ def at(results):
 def test_the_demo_cohort_gives_the_bytes_of_a_local_run(tmp_path, slurm, demo_results):
     workspace = SlurmWorkspace(tmp_path, slurm)
     begin = time.monotonic()
-    outcome = workspace.run("--group-components", "patient=3", "index=50", pack="{formats: [zarr, bcolz, hdf5, npz]}")
+    outcome = workspace.run("--group-components", "patient=3", "index=50", pack=EVERY_FORMAT)
     print(f"\ndemo cohort through SLURM: {time.monotonic() - begin:.0f} s, {len(slurm.jobs())} jobs")
     # digests() leaves out logs, benchmarks, and the report's one line of times.
     assert workspace.digests() == Workspace.digests(at(demo_results))
@@ -301,7 +302,7 @@ def test_a_job_that_meets_its_time_limit_asks_for_more_time(tmp_path, slurm, coh
     job = until(lambda: cohort.called and sent(workspace, "anna"))
     asked = next(one["limit"] for one in slurm.jobs() if one["id"] == job)
     slurm.command("scontrol", "update", f"jobid={job}", "timelimit=1")
-    until(lambda: next(one["state"] for one in slurm.jobs() if one["id"] == job) == "TIMEOUT", 150)
+    until(lambda: next(one["state"] for one in slurm.jobs() if one["id"] == job) == "TIMEOUT")
     cohort.let("wait")
     workspace.finish(run)
     states = [(one["state"], minutes(one["limit"])) for one in slurm.jobs() if "segment" in one["comment"]]

@@ -1,1 +1,0 @@
-from devdemo import demo_results  # noqa
