@@ -200,6 +200,7 @@ def assert_as_demo(workspace, demo_results, patients):
         assert inside == here
 
 
+@pytest.mark.long
 def test_demo_patients_through_the_profile(aws, tmp_path, demo_results):
     """Outputs, resources, credentials and the bucket's root, all from one run."""
     patients = ("demo-1-plain", "demo-8-few-slices")
