@@ -22,6 +22,7 @@ _HOMES = {
     "dataset": ["make_dataset", "split_of"],
     "annotations": ["Nodule", "nodules_of", "read_annotations"],
     "cohort": ["Cohort", "open_cohort"],
+    "joining": ["join_cohorts"],
     "pictures": ["montage"],
     "training.views": ["DelayedView", "MultiSourceArray"],
     "training.writers": ["BcolzArrayWriter", "BufferedArrayWriter", "H5pyArrayWriter", "ZarrArrayWriter"],

@@ -121,6 +121,12 @@ class Patient:
     def __repr__(self):
         return f"<Patient {self.name}: {self.split}, {', '.join(self.paths)}>"
 
+    @property
+    def _home(self):
+        """The results folder that the patient was made in: of a joined cohort, that of its part."""
+        volume = self.paths.get("volume")
+        return volume.parent.parent if volume else self._results
+
     @cached_property
     def image(self):
         """HU, int16 [z, y, x]: out of the zarr store where there is one, else the memory-mapped volume.
@@ -145,7 +151,7 @@ class Patient:
     @cached_property
     def grid(self):
         """The Grid of image and mask: spacing and origin in mm."""
-        sidecar = self._results / "volumes" / f"{self.name}.json"
+        sidecar = self._home / "volumes" / f"{self.name}.json"
         if sidecar.exists() or self.store is None:
             return Grid.from_dict(self._json(sidecar))
         return Grid.from_dict({"shape": self.image.shape, **self.zarr.attrs})
@@ -153,7 +159,7 @@ class Patient:
     @cached_property
     def verdict(self):
         """What `index` found in the patient's files: the dict of `index/{patient}.json`."""
-        return self._json(self._results / "index" / f"{self.name}.json")
+        return self._json(self._home / "index" / f"{self.name}.json")
 
     @cached_property
     def zarr(self):
