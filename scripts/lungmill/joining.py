@@ -17,7 +17,7 @@ TABLES = ("cohort.tsv", "dataset.tsv")
 
 
 def join_cohorts(out, parts):
-    """Write a folder of results that `open_cohort` opens as one cohort of all patients of `parts`; returns their number.
+    """Write a folder that `open_cohort` opens as one cohort of all patients of `parts`; returns their number.
 
     out: a new folder, or one that was joined before and is written again. parts: folders of results of finished runs.
     Holds `cohort.tsv` and `dataset.tsv` with the rows of all parts, the paths of products relative to `out`, and, where
