@@ -76,7 +76,7 @@ def test_everything_that_a_job_imports_is_installed():
     steps += [path for path in (ROOT / "scripts" / "lungmill").rglob("*.py") if "training" not in path.parts]
     names = {name for path in steps for name in imports_of(path)} - set(sys.stdlib_module_names)
     ours = {path.stem for path in steps} | {"lungmill"}
-    with_snakemake = {"snakemake-interface-logger-plugins", "snakemake-interface-common"}
+    with_snakemake = {f"snakemake-interface-{part}" for part in ("logger-plugins", "executor-plugins", "common")}
     for name in sorted(names - ours):
         installed = {owner.lower().replace("_", "-") for owner in owners.get(name, [name])}
         assert installed & (pinned | with_snakemake), f"{name} is imported but not in the image"
