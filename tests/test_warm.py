@@ -80,7 +80,7 @@ print("to the end", flush=False)
 
 
 def learned_at_last(run, text, out):
-    """What the first job says, and the first that says something else: the interpreter learns after it has answered."""
+    """What the first job says, and the first that says another thing: the interpreter learns after it answers."""
     for _ in range(LIMIT):
         assert run(text)["exit_code"] == 0
         first, *_, last = [*out.read_text().split(), out.read_text().split()[-1]]
@@ -105,9 +105,9 @@ def test_a_kernel_that_one_job_needed_the_next_one_finds_loaded(run, tmp_path):
     out = tmp_path / "out"
     text = f"""
 import numpy as np
-from lungmill import morphology
-open({str(out)!r}, "a").write(f"{{len(morphology.count_labels.signatures)}} ")
-morphology.count_labels(np.zeros((2, 2, 2), np.int32), 1)
+from lungmill import volume
+open({str(out)!r}, "a").write(f"{{len(volume._count.signatures)}} ")
+volume._count(np.zeros(4, np.uint16), np.zeros((2, 65536), np.int64))
 """
     assert learned_at_last(run, text, out) == ("0", "1")
 
