@@ -160,7 +160,8 @@ def measure(options, scratch):
     cohort = scratch / "cohort"
     make_cohort(cohort, scan, options.patients)
     run = scratch, cohort, options.patients, options.cores, options.config
-    run_workflow(*run)  # numba compiles here if it has to
+    run_program(__file__, "--library", scan, scratch)  # numba compiles here if it has to, and its cache is copied
+    run_workflow(*run)
     rounds = []
     for number in range(options.rounds):
         rounds.append(

@@ -87,6 +87,7 @@ def slurm():
 # --- the short form ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_one_job_is_cancelled_the_others_finish_and_the_next_run_does_the_rest(tmp_path, slurm, demo_results):
     """Two patients of the demo cohort, as a user's data: the files are those of the local run."""
     workspace = SlurmWorkspace(tmp_path, slurm)
