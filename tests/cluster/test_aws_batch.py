@@ -1,6 +1,6 @@
 """The workflow on AWS Batch and S3 as moto plays them (aws_harness.py), through its profile, with what goes wrong.
 
-The normal run of pytest takes the short form. All of it, about ten minutes:
+The normal run of pytest tries three settings that are refused. All of it, about twenty minutes:
 
     pytest tests/cluster/test_aws_batch.py -m "long or not long"
 """

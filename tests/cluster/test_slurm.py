@@ -1,6 +1,6 @@
 """The workflow on a real SLURM, through profiles/slurm, with what goes wrong on clusters.
 
-The normal run of pytest takes the short form. All of it, about eight minutes:
+The normal run of pytest only looks at the profile. All of it, about ten minutes on an idle machine:
 
     pytest tests/cluster/test_slurm.py -m "long or not long"
 """
