@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "cluster"), str(ROOT / "scripts")]
-PARTS = ("Snakefile", "config.yaml", "rules", "scripts", "schemas", "profiles", "envs")
+sys.path[:0] = [str(ROOT / name) for name in ("tests/cluster", "tests", "scripts")]
+
+from workspace import Workspace
 
 NOTHING = """
 import _job
@@ -37,9 +38,7 @@ TABLE = '"patient\\tstatus\\n" + "".join(f"{p}\\taccepted\\n" for p in snakemake
 
 def workflow_without_work(folder, patients):
     """A copy of the workflow whose scripts write what Snakemake waits for, and folders to be taken for scans."""
-    for part in PARTS:
-        source = ROOT / part
-        (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / part)
+    Workspace(folder)
     for script in (folder / "scripts").glob("[a-z]*.py"):
         text = {"index": repr(VERDICT), "verdicts": TABLE}.get(script.stem, "''")
         script.write_text(NOTHING.replace("TEXT", text))

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / name) for name in ("scripts", "benchmarks", "tests")]
 
 from dicom_files import chest_like, stack, write_series
-from workflow import copy_workflow
+from workspace import Workspace
 
 STUBBED = ("index", "resample", "segment", "pack", "patches")
 TEMPLATE = "template"
@@ -78,7 +78,7 @@ def cpu():
 
 def make_template(folder):
     """The results of one real, tiny patient, and a workflow whose stages copy them."""
-    copy_workflow(folder)
+    Workspace(folder)
     write_series(folder / "dicom" / TEMPLATE, chest_like, stack((-24, -24, 0), (0, 0, 2), 14))
     snakemake(folder, "--cores", "1")
     (folder / TEMPLATE).mkdir()

@@ -26,24 +26,16 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
-PARTS = ("Snakefile", "config.yaml", "rules", "scripts", "schemas", "profiles", "envs")
+sys.path[:0] = [str(ROOT / name) for name in ("scripts", "benchmarks", "tests")]
+
+from workspace import Workspace
+
 STEPS = ("index", "resample", "segment", "pack_zarr")
 
 
 def make_cohort(folder, scan, patients):
     for number in range(patients):
         shutil.copytree(scan, folder / f"patient-{number + 1}", copy_function=os.link)
-
-
-def copy_workflow(folder):
-    """The workflow in a folder of its own, with numba's cache, whose stamps are kept."""
-    folder.mkdir()
-    for part in PARTS:
-        if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, folder / part)
-        else:
-            shutil.copy2(ROOT / part, folder / part)
 
 
 def children_cpu():
@@ -54,7 +46,7 @@ def children_cpu():
 def run_workflow(scratch, cohort, patients, cores, config):
     """CPU seconds per patient, wall seconds per patient, peak MB of each rule, and CPU seconds of each rule."""
     folder = scratch / "workflow"
-    copy_workflow(folder)
+    Workspace(folder)
     settings = [f"dicom={cohort}", "resample={interpolation: cubic}", *config]
     command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--config", *settings]
     before, start = children_cpu(), time.monotonic()
