@@ -192,7 +192,7 @@ def test_a_chunk_is_stored_by_the_order_of_differences_that_suits_it(tmp_path):
         coders = [numcodecs.pcodec.PCodec(level=8, mode_spec="classic", delta_encoding_order=k) for k in (1, 2)]
         sizes = [len(coder.encode(block)) for coder in coders]
         assert max(sizes) > 1.05 * min(sizes)
-        assert size == min(sizes) + 16 + 4
+        assert size < 1.01 * min(sizes)
 
 
 def test_damage_is_noticed_by_the_reader(tmp_path):
