@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from lungmill.provenance import _meaning, code_hash, folder_fingerprint, imported_files
+from lungmill import provenance
+from lungmill.provenance import KnownSources, code_hash, folder_fingerprint, imported_files
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "scripts" / "lungmill"
@@ -12,6 +13,12 @@ LIBRARY = ROOT / "scripts" / "lungmill"
 def used(script):
     files = imported_files(ROOT / "scripts" / f"{script}.py")
     return {str(path.relative_to(LIBRARY)) for path in files if LIBRARY in path.parents}
+
+
+def forget():
+    """What this process has found so far."""
+    for function in (code_hash, provenance._read):
+        function.cache_clear()
 
 
 def test_imports_are_followed_to_the_end():
@@ -36,19 +43,49 @@ def test_steps_do_not_depend_on_each_other():
     assert "report.html" in used("report")
 
 
-def test_only_what_changes_behaviour_changes_the_meaning(tmp_path):
-    path = tmp_path / "module.py"
-    meanings = []
-    for text in (
-        '"""Doc."""\ndef f(x):\n    """Say."""\n    return x + 1\n',
-        '"""Another."""\n\n# comment\ndef f(x):\n    return (x +\n        1)\n',
-        '"""Doc."""\ndef f(x):\n    """Say."""\n    return x + 2\n',
+def test_only_what_changes_behaviour_changes_the_hash(tmp_path):
+    hashes = []
+    for number, text in enumerate(
+        (
+            '"""Doc."""\ndef f(x):\n    """Say."""\n    return x + 1\n',
+            '"""Another."""\n\n# comment\ndef f(x):\n    """Say it."""\n    return (x +\n        1)\n',
+            '"""Doc."""\ndef f(x):\n    """Say."""\n    return x + 2\n',
+        )
     ):
+        path = tmp_path / str(number) / "module.py"
+        path.parent.mkdir()
         path.write_text(text)
-        for function in (_meaning, __import__("lungmill.provenance").provenance._parse):
-            function.cache_clear()
-        meanings.append(_meaning(path).replace(b"    pass\n", b"").replace(b"pass\n", b""))
-    assert meanings[0] == meanings[1] != meanings[2]
+        hashes.append(code_hash(path))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_what_is_known_of_a_source_survives_the_process(tmp_path, monkeypatch):
+    forget()
+    monkeypatch.setattr(provenance, "KNOWN", KnownSources(tmp_path / "cache"))
+    script = tmp_path / "script.py"
+    script.write_text("from lungmill.grid import Grid\nx = 'page.html'\n")
+    first = code_hash(script)
+    before = provenance.KNOWN.file.read_bytes()
+    monkeypatch.setattr(provenance, "KNOWN", KnownSources(tmp_path / "cache"))
+    monkeypatch.setattr(provenance, "_parsed", None)  # nothing is parsed again
+    forget()
+    assert code_hash(script) == first
+    assert provenance.KNOWN.file.read_bytes() == before
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [provenance.KNOWN.file.name]
+
+
+@pytest.mark.parametrize("damage", ["not there", "not JSON", "no folder may be made"])
+def test_a_cache_that_cannot_be_used_is_done_without(tmp_path, monkeypatch, damage):
+    known = KnownSources(tmp_path / "cache")
+    if damage == "not JSON":
+        known.file.parent.mkdir()
+        known.file.write_text("{")
+    elif damage == "no folder may be made":
+        (tmp_path / "cache").write_text("a file")
+    expected = code_hash(ROOT / "scripts" / "segment.py")
+    monkeypatch.setattr(provenance, "KNOWN", known)
+    forget()
+    assert code_hash(ROOT / "scripts" / "segment.py") == expected
 
 
 def test_hash_of_a_script_is_stable():
