@@ -8,6 +8,7 @@ import ast
 import atexit
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib
 import json
@@ -32,7 +33,7 @@ class Warm:
     def __init__(self, channel):
         self.channel = channel
         self.unread = b""
-        self.running = {}  # pid: (number of the request, when it began, pipe on which the child tells what it learned)
+        self.running = {}  # pid: (number of the request, script, when it began, pipe on which it tells what it learned)
 
     def serve(self):
         """Until the other side is gone and all children have ended. Returns a script to run: in a child, None else."""
@@ -56,7 +57,7 @@ class Warm:
                         ready.unregister(self.channel)
                     for request in self.requests(received):
                         prepare(request["script"])
-                        if self.fork(request["number"]):
+                        if self.fork(request["number"], request["script"]):
                             signal.set_wakeup_fd(-1)
                             os.close(waker)
                             os.close(wake)
@@ -68,7 +69,7 @@ class Warm:
         *lines, self.unread = (self.unread + received).split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def fork(self, number):
+    def fork(self, number, script):
         """True in the child."""
         report, tell = os.pipe()
         os.set_blocking(report, False)
@@ -78,7 +79,7 @@ class Warm:
         pid = os.fork()
         if pid:
             os.close(tell)
-            self.running[pid] = (number, began, report)
+            self.running[pid] = (number, script, began, report)
             return False
         os.close(report)
         self.channel.close()
@@ -95,7 +96,7 @@ class Warm:
             pid, status, used = os.wait4(-1, os.WNOHANG)
             if pid == 0:
                 return
-            number, began, report = self.running.pop(pid)
+            number, script, began, report = self.running.pop(pid)
             late = b""
             with contextlib.suppress(BlockingIOError):  # killed, while a process of its own still holds the pipe
                 late = os.read(report, MOST_BYTES)
@@ -109,7 +110,7 @@ class Warm:
             }
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # Snakemake itself was killed
                 self.channel.sendall(json.dumps(ended).encode() + b"\n")
-            learn(late)
+            learn(script, late)
 
 
 def die_with(parent):
@@ -126,11 +127,16 @@ def learned(modules, kernels):
     return report if len(report) <= MOST_BYTES else b""
 
 
-def learn(report):
+def learn(script, report):
     """Import and load here what a child has reported; a child that was killed has reported nothing."""
-    if not report:
-        return
-    modules, kernels = pickle.loads(report)  # our own child wrote it
+    if report:
+        modules, kernels = pickle.loads(report)  # our own child wrote it
+        load(modules, kernels)
+        if modules or kernels:
+            remember(script, modules, kernels)
+
+
+def load(modules, kernels):
     import_all(modules)
     for (module, name), found in kernels.items():
         kernel = getattr(sys.modules.get(module), name, None)
@@ -138,6 +144,40 @@ def learn(report):
             # From numba's cache on disk, where the child has left it.
             with contextlib.suppress(Exception):
                 kernel.compile(signature)
+
+
+def memory(script):
+    """Where it is kept what jobs of a script have reported, for the next run: with the script's compiled modules.
+
+    In the name is what the code means, so that nothing is loaded that it does not use any more.
+    """
+    from lungmill.provenance import code_hash
+
+    script = Path(script)
+    return script.parent / "__pycache__" / f"{script.stem}.warm.{sys.implementation.cache_tag}.{code_hash(script)}"
+
+
+def remember(script, modules, kernels):
+    """Add to what is kept; where nobody may write, the next run learns it again."""
+    known, loaded = recalled(script)
+    for kernel, found in kernels.items():
+        loaded.setdefault(kernel, set()).update(found)
+    file = memory(script)
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(pickle.dumps((sorted({*known, *modules}), loaded)))
+        temporary.replace(file)
+        for other in file.parent.glob(f"{file.stem}.*"):  # of code that is gone
+            if other != file:
+                other.unlink(missing_ok=True)
+
+
+def recalled(script):
+    try:
+        return pickle.loads(memory(script).read_bytes())  # written by `remember`, as numba's own cache is by numba
+    except Exception:  # not there, or left by another version of what is in it
+        return [], {}
 
 
 def signatures():
@@ -154,8 +194,9 @@ def signatures():
     }
 
 
+@functools.cache
 def prepare(script):
-    """Import what a script imports at its top."""
+    """Import what a script imports at its top, and what its jobs are known to need later on."""
     names = set()
     for node in ast.parse(Path(script).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Import):
@@ -163,6 +204,7 @@ def prepare(script):
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
     import_all(sorted(names))
+    load(*recalled(script))
 
 
 def import_all(names):

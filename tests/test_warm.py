@@ -112,6 +112,29 @@ volume._count(np.zeros(4, np.uint16), np.zeros((2, 65536), np.int64))
     assert learned_at_last(run, text, out) == ("0", "1")
 
 
+def test_the_next_run_knows_what_jobs_of_this_one_needed(run, warm, tmp_path):
+    out = tmp_path / "out"
+    text = f"""
+import sys
+import numpy as np
+from lungmill import volume
+loaded = len(volume._count.signatures), "xmlrpc.client" in sys.modules
+exec("import xmlrpc.client")
+volume._count(np.zeros(4, np.uint16), np.zeros((2, 65536), np.int64))
+open({str(out)!r}, "a").write(f"{{loaded}};")
+"""
+    for _ in range(2):
+        assert run(text)["exit_code"] == 0
+        warm.end()
+    assert out.read_text() == "(0, False);(1, True);"
+    assert run(text + "# with other words")["exit_code"] == 0
+    warm.end()
+    assert run(text + "print()")["exit_code"] == 0  # another meaning: nothing is known of it
+    warm.end()
+    assert out.read_text() == "(0, False);(1, True);(1, True);(0, False);"
+    assert len(list((tmp_path / "__pycache__").glob("script.warm.*"))) == 1
+
+
 def test_many_at_once_each_get_their_own_answer(warm, tmp_path):
     script = tmp_path / "script.py"
     codes = {}
