@@ -121,9 +121,14 @@ def die_with(parent):
 
 
 def learned(modules, kernels):
-    """What is imported and compiled now and was not before, as bytes for `learn`."""
+    """What is imported and compiled now and was not before, as bytes for `learn`.
+
+    Not the modules where a kernel had to be compiled rather than loaded, since most of them are the compiler's.
+    """
     new = {name: found - kernels.get(name, set()) for name, found in signatures().items()}
-    report = pickle.dumps((sorted(set(sys.modules) - modules), {name: found for name, found in new.items() if found}))
+    was_compiled = any(kernel.stats.cache_misses for _, kernel in dispatchers())
+    imported = [] if was_compiled else sorted(set(sys.modules) - modules)
+    report = pickle.dumps((imported, {name: found for name, found in new.items() if found}))
     return report if len(report) <= MOST_BYTES else b""
 
 
@@ -182,16 +187,18 @@ def recalled(script):
 
 def signatures():
     """The argument types for which each numba kernel of the library is ready to run, by (module, name)."""
+    return {name: set(kernel.signatures) for name, kernel in dispatchers() if kernel.signatures}
+
+
+def dispatchers():
+    """Each numba kernel of the library that is imported, after its (module, name)."""
     numba = sys.modules.get("numba.core.dispatcher")
-    if numba is None:
-        return {}
-    return {
-        (module, name): set(value.signatures)
-        for module, contents in list(sys.modules.items())
-        if module.startswith("lungmill.")
-        for name, value in list(vars(contents).items())
-        if isinstance(value, numba.Dispatcher) and value.signatures
-    }
+    if numba is not None:
+        for module, contents in list(sys.modules.items()):
+            if module.startswith("lungmill."):
+                for name, value in list(vars(contents).items()):
+                    if isinstance(value, numba.Dispatcher):
+                        yield (module, name), value
 
 
 @functools.cache

@@ -50,7 +50,7 @@ def _hint(n):
 def best_order(numbers):
     """1 or 2: of which order the differences of some stretches all over `numbers` take fewer bits."""
     first = second = 0
-    for start in range(2, numbers.size - 64, 832):
+    for start in range(2, numbers.size - 64, 4160):
         for i in range(start, start + 64):
             step = np.int64(numbers[i]) - numbers[i - 1]
             first += _bits(abs(step))
@@ -78,20 +78,25 @@ def encode_chunk(numbers, order, most_bins):
 def _latents(numbers, order):
     """Differences as uint16, how often each value occurs, and the first number and the first difference."""
     latents = np.empty(numbers.size - order, np.uint16)
-    counts = np.zeros((2, 1 << 16), np.uint32)  # two, since adding twice to one place must wait for the first
     moments = np.zeros(order, np.uint16)
-    if order > 0:
+    if order == 0:
+        for i in range(latents.size):
+            latents[i] = numbers[i] + MID
+    elif order == 1:
         moments[0] = numbers[0] + MID
-    if order > 1:
+        for i in range(latents.size):
+            latents[i] = numbers[i + 1] - numbers[i] + MID
+    else:
+        moments[0] = numbers[0] + MID
         moments[1] = numbers[1] - numbers[0]
-    for i in range(latents.size):
-        latent = np.int32(numbers[i + order]) + MID
-        if order == 1:
-            latent -= numbers[i]
-        elif order == 2:
-            latent += numbers[i] - 2 * np.int32(numbers[i + 1])
-        latents[i] = latent
-        counts[i & 1, np.uint16(latent)] += 1
+        for i in range(latents.size):
+            latents[i] = numbers[i + 2] - 2 * np.int32(numbers[i + 1]) + numbers[i] + MID
+    counts = np.zeros((2, 1 << 16), np.uint32)  # two, since adding twice to one place must wait for the first
+    for i in range(0, latents.size - 1, 2):
+        counts[0, latents[i]] += 1
+        counts[1, latents[i + 1]] += 1
+    if latents.size % 2:
+        counts[0, latents[-1]] += 1
     return latents, counts[0] + counts[1], moments
 
 

@@ -168,7 +168,7 @@ def webp(picture, quality=80):
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "WEBP", quality=quality, method=4, use_sharp_yuv=True)
+    Image.fromarray(picture).save(file, "WEBP", quality=quality, method=2, use_sharp_yuv=True)
     return file.getvalue()
 
 
