@@ -6,8 +6,8 @@ The cohort is the same scan several times over; without a folder, a patient of t
 the scan one with slices that distance apart first, interpolated, as DICOM: a large series where there is none at hand.
 
 A round is the recipe on one patient (`benchmarks/instead.py`, CPU without its imports), `snakemake` on the cohort in a
-fresh folder with cubic interpolation (everything: interpreters, planning, tables, report, patches), and the library
-calls index, resample, segment and pack on one patient in one process that has done them before. Printed are medians
+fresh folder with cubic interpolation (everything: interpreters, planning, tables, report, patches), and what the rules'
+scripts call of the library, for the same files, in one process that has done all of it before. Printed are medians
 over the rounds, and the median and range of the ratios within a round. Peak memory is that of the largest job, as the
 benchmark files that Snakemake writes have it, and of the recipe's process. `--config KEY=VALUE` goes to snakemake.
 """
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +31,7 @@ sys.path[:0] = [str(ROOT / name) for name in ("scripts", "benchmarks", "tests")]
 
 from workspace import Workspace
 
-STEPS = ("index", "resample", "segment", "pack_zarr")
+STEPS = ("index", "resample", "segment", "pack_zarr", "patches", "tables", "report")
 
 
 def make_cohort(folder, scan, patients):
@@ -79,42 +80,105 @@ def run_program(*arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_library(scan, out, rounds):
-    """The steps as library calls in this process, less a first time: median CPU seconds of each."""
-    import yaml
+def run_library(cohort, folder):
+    """CPU seconds of each step per patient of a cohort, as library calls in this process, which has done them before.
 
-    from lungmill import index, pack, read_series, resample, segment
-    from lungmill.sidecar import open_volume, write_array
-    from lungmill.volume import CountedVolume, describe_volume
+    What the scripts of the rules call, on the same settings, for the same files in the same places.
+    """
+    patients = sorted(path.name for path in cohort.iterdir())
+    results = folder / "results"
+    for name in ("index", "volumes", "masks", "patches", "report"):
+        (results / name).mkdir(parents=True)
+    os.chdir(folder)
+    steps = Steps(cohort)
+    steps.patient(patients[0])
+    steps.cohort(patients[:1])
+    steps.spent = dict.fromkeys(STEPS, 0.0)
+    for patient in patients:
+        steps.patient(patient)
+    steps.cohort(patients)
+    return {step: seconds / len(patients) for step, seconds in steps.spent.items()}
 
-    settings = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["segment"]
-    spent = {step: [] for step in STEPS}
 
-    def timed(step, function, *arguments, **named):
+class Steps:
+    """The library calls of each rule on the folder `results`, and the CPU seconds that each has taken."""
+
+    def __init__(self, dicom):
+        import yaml
+
+        self.dicom = dicom
+        self.config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+        self.spent = dict.fromkeys(STEPS, 0.0)
+
+    @contextmanager
+    def step(self, name):
         start = time.process_time()
-        result = function(*arguments, **named)
-        spent[step].append(time.process_time() - start)
-        return result
+        yield
+        self.spent[name] += time.process_time() - start
 
-    def resampled(verdict):
-        series = read_series(scan, verdict)
+    def patient(self, patient):
+        from lungmill import cut_patches, index, pack, read_positions, read_series, resample, segment
+        from lungmill.files import write_json
+        from lungmill.positions import write_positions
+        from lungmill.sidecar import open_volume, write_array
+        from lungmill.volume import CountedVolume, describe_volume
 
-        def make(create):
-            volume, grid = resample(
-                series, interpolation="cubic", out=lambda shape: CountedVolume(create(shape, "int16"))
-            )
-            return describe_volume(volume, grid, series, "cubic")
+        volume_files = f"results/volumes/{patient}.npy", f"results/volumes/{patient}.json"
+        mask_files = f"results/masks/{patient}.npy", f"results/masks/{patient}.json"
+        positions = f"results/masks/{patient}.positions.npz"
+        with self.step("index"):
+            verdict = index(self.dicom / patient, patient)
+            write_json(f"results/index/{patient}.json", verdict)
+        with self.step("resample"):
+            series = read_series(self.dicom / patient, verdict)
 
-        write_array(out / "volume.npy", out / "volume.json", "patient", make)
-        return open_volume(out / "volume.npy", out / "volume.json")[:2]
+            def make_volume(create):
+                made = lambda shape: CountedVolume(create(shape, "int16"))  # noqa: E731
+                volume, grid = resample(series, interpolation="cubic", out=made)
+                return describe_volume(volume, grid, series, "cubic")
 
-    for _ in range(rounds + 1):
-        verdict = timed("index", index, scan)
-        volume, grid = timed("resample", resampled, verdict)
-        command = {"patient": "patient", "folder": out / "command", "threads": 1}
-        mask, *_ = timed("segment", segment, volume, grid, settings, **command)
-        timed("pack_zarr", pack, out / "store", volume, mask, grid, format="zarr")
-    return {step: statistics.median(values[1:]) for step, values in spent.items()}
+            write_array(*volume_files, patient, make_volume)
+        with self.step("segment"):
+            volume, grid, described = open_volume(*volume_files)
+
+            def make_mask(create):
+                named = {"patient": patient, "folder": "command", "threads": 1}
+                mask, statistics, drawn = segment(volume, grid, self.config["segment"], **named)
+                write_positions(positions, drawn)
+                create(mask.shape, mask.dtype)[:] = mask
+                return {**grid.as_dict(), **statistics}
+
+            write_array(*mask_files, patient, make_mask)
+        with self.step("pack_zarr"):
+            volume, grid, _ = open_volume(*volume_files)
+            metadata = {"patient": patient, "series": described["series"]}
+            mask = open_volume(*mask_files)[0]
+            pack(Path("results/cohort.zarr", patient), volume, mask, grid, format="zarr", metadata=metadata)
+        with self.step("patches"):
+            volume, grid, _ = open_volume(*volume_files)
+            settings = {**self.config["patches"], "seed": self.config["seed"]}
+            named = {"nodules": None, "patient": patient}
+            cut_patches(f"results/patches/{patient}.h5", volume, read_positions(positions), grid, **settings, **named)
+
+    def cohort(self, patients):
+        from lungmill import make_dataset
+        from lungmill.packing import create_cohort_group
+        from lungmill.reporting import write_report
+        from lungmill.summary import write_cohort, write_verdicts
+
+        names = {patient: patient for patient in patients}
+        with self.step("tables"):
+            indexed = {patient: f"results/index/{patient}.json" for patient in patients}
+            write_verdicts("results/index/verdicts.tsv", indexed, names)
+            write_cohort("results/cohort.tsv", names, names)
+            create_cohort_group(Path("results/cohort.zarr"))
+            rows = [{"patient": patient, "split": None, "label": None} for patient in patients]
+            products = ["volume", "mask", "positions", "zarr", "patches"]
+            fractions = self.config["split"]["fractions"]
+            make_dataset("results/dataset.tsv", rows, products=products, fractions=fractions, seed=self.config["seed"])
+        with self.step("report"):
+            page = "results/report/index.html"
+            write_report(page, Path("results"), cohort="results/cohort.tsv", logs="logs")
 
 
 def make_thin(scan, folder, step_mm):
@@ -152,7 +216,8 @@ def measure(options, scratch):
     cohort = scratch / "cohort"
     make_cohort(cohort, scan, options.patients)
     run = scratch, cohort, options.patients, options.cores, options.config
-    run_program(__file__, "--library", scan, scratch)  # numba compiles here if it has to, and its cache is copied
+    run_library = __file__, "--library", cohort
+    run_program(*run_library, scratch / "compiled")  # numba compiles here if it has to, and its cache is copied
     run_workflow(*run)
     rounds = []
     for number in range(options.rounds):
@@ -160,9 +225,10 @@ def measure(options, scratch):
             {
                 "recipe": run_program(ROOT / "benchmarks" / "instead.py", scan, scratch / f"recipe-{number}"),
                 "workflow": run_workflow(*run),
-                "library": run_program(__file__, "--library", scan, scratch),
+                "library": run_program(*run_library, scratch / f"library-{number}"),
             }
         )
+        shutil.rmtree(scratch / f"library-{number}")
         print(".", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
     return rounds
@@ -206,10 +272,10 @@ def main():
     parser.add_argument("--thin", type=float, metavar="MM")
     parser.add_argument("--config", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", type=Path, help="write the rounds here")
-    parser.add_argument("--library", nargs=2, metavar=("FOLDER", "SCRATCH"), help=argparse.SUPPRESS)
+    parser.add_argument("--library", nargs=2, metavar=("COHORT", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.library:
-        print(json.dumps(run_library(Path(options.library[0]), Path(options.library[1]), 3)))
+        print(json.dumps(run_library(*(Path(path).absolute() for path in options.library))))
         return
     with tempfile.TemporaryDirectory() as name:
         if not options.folder:
