@@ -5,8 +5,8 @@
 The cohort is the same scan several times over; without a folder, a patient of the demo cohort. `--thin 1.25` makes of
 the scan one with slices that distance apart first, interpolated, as DICOM: a large series where there is none at hand.
 
-A round is the recipe on one patient (`benchmarks/instead.py`, CPU without its imports), `snakemake` on the cohort in a
-fresh folder with cubic interpolation (everything: interpreters, planning, tables, report, patches), and what the rules'
+A round is the recipe on one patient (`benchmarks/instead.py`, CPU without its imports), `snakemake` on the cohort from
+nothing with cubic interpolation (everything: interpreters, planning, tables, report, patches), and what the rules'
 scripts call of the library, for the same files, in one process that has done all of it before. Printed are medians
 over the rounds, and the median and range of the ratios within a round. Peak memory is that of the largest job, as the
 benchmark files that Snakemake writes have it, and of the recipe's process. `--config KEY=VALUE` goes to snakemake.
@@ -44,10 +44,11 @@ def children_cpu():
     return used.ru_utime + used.ru_stime
 
 
-def run_workflow(scratch, cohort, patients, cores, config):
-    """CPU seconds per patient, wall seconds per patient, peak MB of each rule, and CPU seconds of each rule."""
-    folder = scratch / "workflow"
-    Workspace(folder)
+def run_workflow(folder, cohort, patients, cores, config):
+    """CPU seconds per patient, wall seconds per patient, peak MB of each rule, and CPU seconds of each rule.
+
+    folder: a copy of the workflow; nothing but what it keeps of its own code is left there for the next run.
+    """
     settings = [f"dicom={cohort}", "resample={interpolation: cubic}", *config]
     command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--config", *settings]
     before, start = children_cpu(), time.monotonic()
@@ -61,7 +62,8 @@ def run_workflow(scratch, cohort, patients, cores, config):
             [row] = csv.DictReader(file, delimiter="\t")
         rules.setdefault(path.parent.name, []).append((float(row["cpu_time"]), float(row["max_rss"])))
     files = sum(path.is_file() for path in (folder / "results").rglob("*"))
-    shutil.rmtree(folder)
+    for name in ("results", "logs", ".snakemake"):
+        shutil.rmtree(folder / name)
     return {
         "cpu": seconds / patients,
         "wall": wall / patients,
@@ -215,9 +217,10 @@ def measure(options, scratch):
         shutil.copytree(options.folder, scan)
     cohort = scratch / "cohort"
     make_cohort(cohort, scan, options.patients)
-    run = scratch, cohort, options.patients, options.cores, options.config
+    run = scratch / "workflow", cohort, options.patients, options.cores, options.config
     run_library = __file__, "--library", cohort
     run_program(*run_library, scratch / "compiled")  # numba compiles here if it has to, and its cache is copied
+    Workspace(scratch / "workflow")
     run_workflow(*run)
     rounds = []
     for number in range(options.rounds):
