@@ -8,9 +8,9 @@ import ast
 import atexit
 import contextlib
 import ctypes
-import functools
 import gc
 import importlib
+import itertools
 import json
 import os
 import pickle
@@ -21,6 +21,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -33,6 +34,8 @@ class Warm:
     def __init__(self, channel):
         self.channel = channel
         self.unread = b""
+        self.prepared = set()
+        self.known = None  # what a child has at its beginning
         self.running = {}  # pid: (number of the request, script, when it began, pipe on which it tells what it learned)
 
     def serve(self):
@@ -56,7 +59,7 @@ class Warm:
                     if not received:
                         ready.unregister(self.channel)
                     for request in self.requests(received):
-                        prepare(request["script"])
+                        self.prepare(request["script"])
                         if self.fork(request["number"], request["script"]):
                             signal.set_wakeup_fd(-1)
                             os.close(waker)
@@ -68,6 +71,14 @@ class Warm:
         """The whole lines among what has been received so far."""
         *lines, self.unread = (self.unread + received).split(b"\n")
         return [json.loads(line) for line in lines]
+
+    def prepare(self, script):
+        """Import what a script imports at its top, and what its jobs are known to need later on."""
+        if script not in self.prepared:
+            self.prepared.add(script)
+            import_all(imported_by(script))
+            load(*recalled(script))
+            self.known = Known()
 
     def fork(self, number, script):
         """True in the child."""
@@ -86,9 +97,10 @@ class Warm:
         die_with(here)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        known = set(sys.modules), signatures()
+        # What the parent would clean up at its end is not this process's to clean up.
+        weakref.finalize._registry = {}
         # Registered first, so it runs last: what a job imported and compiled on its way, the next one finds done.
-        atexit.register(lambda: os.write(tell, learned(*known)))
+        atexit.register(lambda: os.write(tell, learned(self.known)))
         return True
 
     def reap(self):
@@ -110,7 +122,8 @@ class Warm:
             }
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # Snakemake itself was killed
                 self.channel.sendall(json.dumps(ended).encode() + b"\n")
-            learn(script, late)
+            if learn(script, late):
+                self.known = Known()
 
 
 def die_with(parent):
@@ -120,25 +133,53 @@ def die_with(parent):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def learned(modules, kernels):
+class Known:
+    """The modules that are imported, and the argument types for which kernels of the library are ready to run.
+
+    Made before a child is: each object it touches is a page that has to be copied for it.
+    """
+
+    def __init__(self):
+        self.modules = frozenset(sys.modules)
+        self.kernels = [(name, kernel, frozenset(kernel.signatures)) for name, kernel in kernels_of(self.modules)]
+
+
+def learned(known):
     """What is imported and compiled now and was not before, as bytes for `learn`.
 
     Not the modules where a kernel had to be compiled rather than loaded, since most of them are the compiler's.
     """
-    new = {name: found - kernels.get(name, set()) for name, found in signatures().items()}
-    was_compiled = any(kernel.stats.cache_misses for _, kernel in dispatchers())
-    imported = [] if was_compiled else sorted(set(sys.modules) - modules)
-    report = pickle.dumps((imported, {name: found for name, found in new.items() if found}))
+    # The last ones of `sys.modules`, which keeps the order: looking at all of them would touch them all.
+    modules = set(itertools.takewhile(lambda name: name not in known.modules, reversed(sys.modules)))
+    kernels = [*known.kernels, *((name, kernel, frozenset()) for name, kernel in kernels_of(modules))]
+    new = {
+        name: set(kernel.signatures) - before for name, kernel, before in kernels if len(kernel.overloads) > len(before)
+    }
+    if any(kernel.stats.cache_misses for name, kernel, _ in kernels if name in new):
+        modules = set()
+    if not modules and not new:
+        return b""
+    report = pickle.dumps((sorted(modules), new))
     return report if len(report) <= MOST_BYTES else b""
 
 
+def kernels_of(modules):
+    """Each numba kernel of the library among these modules, after its (module, name)."""
+    numba = sys.modules.get("numba.core.dispatcher")
+    if numba is not None:
+        for module in sorted(name for name in modules if name.startswith("lungmill.")):
+            for name, value in list(vars(sys.modules[module]).items()):
+                if isinstance(value, numba.Dispatcher):
+                    yield (module, name), value
+
+
 def learn(script, report):
-    """Import and load here what a child has reported; a child that was killed has reported nothing."""
+    """Import and load here what a child has reported, True if that is anything; one that was killed reports nothing."""
     if report:
         modules, kernels = pickle.loads(report)  # our own child wrote it
         load(modules, kernels)
-        if modules or kernels:
-            remember(script, modules, kernels)
+        remember(script, modules, kernels)
+    return bool(report)
 
 
 def load(modules, kernels):
@@ -185,33 +226,15 @@ def recalled(script):
         return [], {}
 
 
-def signatures():
-    """The argument types for which each numba kernel of the library is ready to run, by (module, name)."""
-    return {name: set(kernel.signatures) for name, kernel in dispatchers() if kernel.signatures}
-
-
-def dispatchers():
-    """Each numba kernel of the library that is imported, after its (module, name)."""
-    numba = sys.modules.get("numba.core.dispatcher")
-    if numba is not None:
-        for module, contents in list(sys.modules.items()):
-            if module.startswith("lungmill."):
-                for name, value in list(vars(contents).items()):
-                    if isinstance(value, numba.Dispatcher):
-                        yield (module, name), value
-
-
-@functools.cache
-def prepare(script):
-    """Import what a script imports at its top, and what its jobs are known to need later on."""
+def imported_by(script):
+    """The modules that a script names in the imports at its top."""
     names = set()
     for node in ast.parse(Path(script).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
-    import_all(sorted(names))
-    load(*recalled(script))
+    return sorted(names)
 
 
 def import_all(names):
@@ -232,7 +255,8 @@ def end_quickly():
 
 
 def main(channel):
-    script = Warm(channel).serve()
+    warm = Warm(channel)  # kept to the end: taking it apart would touch all it knows
+    script = warm.serve()
     if script is not None:
         sys.argv = [script]
         runpy.run_path(script, run_name="__main__")
