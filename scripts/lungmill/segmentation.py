@@ -123,8 +123,10 @@ def _checked(volume, spacing_mm, threshold_hu, closing_mm):
 
 
 def _zeros(shape):
-    """A uint8 array of zeros. NumPy asks for huge pages, and slices without lung would take memory as well."""
+    """A uint8 array of zeros, in huge pages where there are any: 10,000 small ones take longer to come by than to fill."""
     pages = mmap.mmap(-1, int(np.prod(shape)), access=mmap.ACCESS_COPY)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, np.uint8).reshape(shape)
 
 
