@@ -123,7 +123,7 @@ def _checked(volume, spacing_mm, threshold_hu, closing_mm):
 
 
 def _zeros(shape):
-    """A uint8 array of zeros, in huge pages where there are any: 10,000 small ones take longer to come by than to fill."""
+    """A uint8 array of zeros, in huge pages where there are any: 10,000 small ones take longer to get than to fill."""
     pages = mmap.mmap(-1, int(np.prod(shape)), access=mmap.ACCESS_COPY)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
