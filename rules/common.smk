@@ -20,7 +20,7 @@ SETTINGS = read_settings(config, ROOT, REMOTE)
 RESULTS, LOGS = SETTINGS.results, SETTINGS.logs
 PATIENTS = SETTINGS.patients
 ANNOTATIONS = SETTINGS.annotations
-NEEDS = Needs(RESULTS, config, PATIENTS, lambda: not workflow.local_exec, REMOTE.is_used)
+NEEDS = Needs(RESULTS, config, PATIENTS, lambda: not workflow.local_exec, REMOTE.fetch, REMOTE.is_used)
 Console.install(workflow, REMOTE.find_log)
 cluster.install(workflow)
 

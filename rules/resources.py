@@ -25,6 +25,8 @@ from pathlib import Path
 
 from snakemake.common.tbdstring import TBDString
 
+from batch_pairs import legal_memory
+
 # Inside a job of a cluster run, beside the step, two Snakemake processes of 120 MB each and the interpreter that steps
 # are forked from, of up to 250 MB.
 SNAKEMAKE_MB = 500
@@ -48,11 +50,11 @@ class Needs:
     """The resources of every rule; `of(rule)` is what stands after `resources:`.
 
     in_a_cluster_job: a function that says whether jobs are sent away, so that Snakemake itself is part of them.
-    in_s3: results are not here, and jobs ask for what the profile says.
+    fetch: gives the path of a result, or of a copy of one that is in S3. on_aws: memory must be one that AWS Batch has.
     """
 
-    def __init__(self, results, config, patients, in_a_cluster_job, in_s3=False):
-        self.results = Path(results)
+    def __init__(self, results, config, patients, in_a_cluster_job, fetch=str, on_aws=False):
+        self.results, self.fetch = Path(results), fetch
         spacing = config["resample"]["spacing"]
         self.spacing = tuple(spacing) if isinstance(spacing, (list, tuple)) else (spacing,) * 3
         self.cubic = config["resample"]["interpolation"] == "cubic"
@@ -60,12 +62,11 @@ class Needs:
         patch = config["patches"]
         self.patches_mb = 3 * 2 * patch["per_class"] * math.prod(patch["shape"]) / 1e6
         self.patients = patients
-        self.in_a_cluster_job, self.in_s3 = in_a_cluster_job, in_s3
+        self.in_a_cluster_job, self.on_aws = in_a_cluster_job, on_aws
+        self._verdicts = {}
 
     def of(self, rule):
         """{"mem_mb": ..., "runtime": ...}: functions of (wildcards, attempt), as Snakemake calls them."""
-        if self.in_s3:
-            return {}  # the profile's: every verdict would have to be fetched to know more
         first = getattr(self, f"_{rule}")
 
         def mem_mb(wildcards, attempt):
@@ -73,6 +74,8 @@ class Needs:
             if asked is None:
                 return TBDString()  # the verdict is not there yet: Snakemake asks again when the job can run
             beside = SNAKEMAKE_MB if self.in_a_cluster_job() else 0
+            if self.on_aws:  # what it has grows with the attempt, not what was too little of it
+                return legal_memory(legal_memory(asked[0] + beside) * GROWTH ** (attempt - 1))
             return math.ceil(asked[0]) * GROWTH ** (attempt - 1) + beside
 
         def runtime(wildcards, attempt):
@@ -129,7 +132,12 @@ class Needs:
         return scan_of(self._verdict(wildcards.patient), self.spacing)
 
     def _verdict(self, patient):
-        return str(self.results / "index" / f"{patient}.json")
+        if patient not in self._verdicts:
+            try:
+                self._verdicts[patient] = self.fetch(str(self.results / "index" / f"{patient}.json"))
+            except FileNotFoundError as error:  # not in S3 yet; `scan_of` finds nothing there either
+                return error.filename
+        return self._verdicts[patient]
 
 
 @cache

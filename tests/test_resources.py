@@ -85,6 +85,32 @@ def test_each_attempt_doubles_and_a_cluster_job_holds_snakemake_too(demo_results
         assert isinstance(first, int) and isinstance(here["runtime"](wildcards, attempt=1), int)
 
 
+def test_on_aws_memory_is_what_batch_has_and_verdicts_are_fetched_once(demo_results):
+    fetched = []
+
+    def fetch(path):
+        if len(fetched) < 2:  # as from S3 before the verdict is there
+            fetched.append(path)
+            raise FileNotFoundError(2, "not in the storage yet", f"storage/{path}")
+        fetched.append(path)
+        return path.replace("bucket", str(demo_results))
+
+    wildcards, settings = SimpleNamespace(patient="demo-1-plain"), {"spacing": 0.2, "interpolation": "linear"}
+    on_aws = Needs("bucket", configuration(resample=settings), ["demo-1-plain"], lambda: True, fetch, on_aws=True)
+    here = needs(demo_results, ["demo-1-plain"], remote=True, resample=settings)
+    mem_mb = on_aws.of("segment")["mem_mb"]
+    assert isinstance(mem_mb(wildcards, attempt=1), TBDString)
+    assert isinstance(on_aws.of("segment")["runtime"](wildcards, attempt=1), TBDString)
+    for rule in ("index", "resample", "segment", "pack", "patches", "table", "report"):
+        least = here.of(rule)["mem_mb"](wildcards, attempt=1)
+        first = on_aws.of(rule)["mem_mb"](wildcards, attempt=1)
+        assert first == max(2048, 1024 * math.ceil(least / 1024))
+        assert on_aws.of(rule)["mem_mb"](wildcards, attempt=2) == min(2 * first, 8192)
+        assert on_aws.of(rule)["mem_mb"](wildcards, attempt=9) == 8192
+    assert mem_mb(wildcards, attempt=1) > 2048
+    assert fetched == ["bucket/index/demo-1-plain.json"] * 3
+
+
 def test_without_a_verdict_snakemake_is_to_ask_again_and_a_damaged_one_is_the_jobs_affair(tmp_path):
     wildcards = SimpleNamespace(patient="x")
     asked = needs(tmp_path)

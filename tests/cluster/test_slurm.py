@@ -87,38 +87,30 @@ def slurm():
 # --- the short form ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
-def test_one_job_is_cancelled_the_others_finish_and_the_next_run_does_the_rest(tmp_path, slurm, demo_results):
-    """Two patients of the demo cohort, as a user's data: the files are those of the local run."""
-    workspace = SlurmWorkspace(tmp_path, slurm)
-    kept = ("demo-1-plain", "demo-4-rle-padding", "demo-8-few-slices")
-    names = [path.name for path in sorted((demo_results / "demo" / "dicom").iterdir())]
-    config = {
-        "dicom": demo_results / "demo" / "dicom",
-        "annotations": demo_results / "demo" / "annotations.csv",
-        "exclude": f"[{','.join(name for name in names if name not in kept)}]",
-    }
-    first = workspace.start("--retries", "0", **config)
-    cancelled = until(lambda: sent(workspace, "demo-4-rle-padding"))
+def test_one_job_is_cancelled_the_others_finish_and_the_next_run_does_the_rest(tmp_path, slurm):
+    for name, slices in (("anna", 14), ("bert", 14), ("carl", 3)):
+        write_series(tmp_path / "dicom" / name, chest_like, stack((-24, -24, 0), (0, 0, 2), slices))
+    local = Workspace(tmp_path / "local")
+    local.run(dicom=tmp_path / "dicom")
+    workspace = SlurmWorkspace(tmp_path / "work", slurm)
+    first = workspace.start("--retries", "0", dicom=tmp_path / "dicom")
+    cancelled = until(lambda: sent(workspace, "bert"))
     slurm.command("scancel", cancelled)
     failed = workspace.finish(first, ok=False)
-    assert {("pack_zarr", "demo-1-plain"), ("patches", "demo-1-plain")} <= failed.jobs
-    assert "demo-4-rle-padding" not in {patient for rule, patient in failed.jobs if rule != "index"}
+    assert {("pack_zarr", "anna"), ("patches", "anna")} <= failed.jobs
+    assert "bert" not in {patient for rule, patient in failed.jobs if rule != "index"}
     end = "\n".join(failed.lines[-6:])
-    assert "demo-4-rle-padding" in end and f"SLURM job {cancelled} was cancelled" in end
+    assert "bert" in end and f"SLURM job {cancelled} was cancelled" in end
     assert "run the same command again" in end and "Traceback" not in failed.text
-    # One job judged all folders; each patient had one; no name of a patient is in the queue.
+    # One job judged all folders; each accepted patient had one; no name of a patient is in the queue.
     jobs = slurm.jobs()
     assert [job["cpus"] for job in jobs] == ["1"] * 3
-    assert not any("demo-" in job["comment"] + job["name"] for job in jobs)
+    assert not any(name in job["comment"] + job["name"] for job in jobs for name in ("anna", "bert", "carl"))
 
-    rest = workspace.run(**config)
-    assert rest.patients == {"demo-4-rle-padding"}
-    expected, found = Workspace.digests(at(demo_results)), workspace.digests()
-    mine = [name for name in found if any(patient in name for patient in kept)]
-    assert len(mine) == 2 * 12 + 1  # a rejected patient has its verdict alone
-    assert {name: found[name] for name in mine} == {name: expected[name] for name in mine}
-    assert "Nothing to be done" in workspace.run(**config).text
+    rest = workspace.run(dicom=tmp_path / "dicom")
+    assert rest.patients == {"bert"}
+    assert workspace.digests() == local.digests()
+    assert "Nothing to be done" in workspace.run(dicom=tmp_path / "dicom").text
 
 
 def sent(workspace, patient):
