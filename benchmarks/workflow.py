@@ -10,7 +10,8 @@ nothing with cubic interpolation (everything: interpreters, planning, tables, re
 scripts call of the library, for the same files, in one process that has done all of it before. Printed are medians
 over the rounds, and the median and range of the ratios within a round. Peak memory is that of the largest job, as the
 benchmark files that Snakemake writes have it, and of the recipe's process. CPU in the kernel is told apart: where a
-virtual machine gets memory from its host page by page, most of it is the host's. `--config KEY=VALUE` goes to snakemake.
+virtual machine gets memory from its host page by page, most of it is the host's. `--config KEY=VALUE` goes to
+snakemake.
 """
 
 import argparse
@@ -253,10 +254,8 @@ def report(rounds, options):
     print(f"{options.patients} patients, --cores {options.cores}, {len(rounds)} rounds: medians (range), per patient")
     print(f"recipe of 2017       {spread(recipe_cpu)} s of CPU, {spread(recipe_mb, 0)} MB at most")
     print(f"snakemake            {spread(cpu, 2)} s of CPU, {spread(peak_mb, 0)} MB at most")
-    kernel = [one["kernel"] for one in workflow]
-    print(
-        f"                     {spread(kernel, 2)} s of it in the kernel, recipe {spread([one['kernel_seconds'] for one in recipe])}"
-    )
+    kernel, theirs = [one["kernel"] for one in workflow], [one["kernel_seconds"] for one in recipe]
+    print(f"                     {spread(kernel, 2)} s of it in the kernel, of the recipe's {spread(theirs)} s")
     print(f"                     {spread([one['wall'] for one in workflow], 2)} s, {workflow[0]['files']:.1f} files")
     for rule in workflow[0]["rules"]:
         used = statistics.median(one["rules"][rule][0] for one in workflow)
