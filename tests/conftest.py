@@ -9,6 +9,13 @@ from workspace import Workspace
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of a file share a worker, and so do all that look at the demo cohort, which takes long to make."""
+    for item in items:
+        group = "demo" if "demo_results" in item.fixturenames else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """The folder of real scans beside the repository; tests that need it are skipped where it is absent."""
