@@ -9,12 +9,14 @@ import cluster
 from console import Console
 from lungmill.dataset import PRODUCTS
 from lungmill.packing import ZARR_FILES
+from many_inputs import look_pipes_up
 from resources import Needs
 from remote import Remote
 from settings import read_settings
 from warm import use_warm_interpreter
 
 use_warm_interpreter()
+look_pipes_up()
 REMOTE = Remote(workflow)
 SETTINGS = read_settings(config, ROOT, REMOTE)
 RESULTS, LOGS = SETTINGS.results, SETTINGS.logs

@@ -216,7 +216,8 @@ def test_a_node_goes_and_the_retry_completes_on_another(tmp_path, slurm, cohort)
     assert len(lost) == 2 and all(f"job {job}" in outcome.text for job in lost)
     assert outcome.text.count("again ") >= 2
     states = {job["id"]: job["state"] for job in slurm.jobs()}
-    assert {states[job] for job in lost} == {"NODE_FAIL"}
+    # FAILED where a step's daemon could still say that its program was gone before it was itself.
+    assert {states[job] for job in lost} <= {"NODE_FAIL", "FAILED"}
     assert "Nothing to be done" in workspace.run(*cohort.options).text
 
 
