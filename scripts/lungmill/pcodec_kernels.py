@@ -2,7 +2,7 @@
 
 The package `pcodec` reads it, and is what readers of a store need. It spends most of its time on finding how often each
 number occurs, by sorting, and in which bin it lies, by bisection, since it must do so for floats and 64 bits as well.
-Of 16 bits both are a look-up in a table, which makes writing 2.5 times as fast (benchmarks/stores.py).
+Of 16 bits both are a look-up in a table.
 
 Terms are those of the format: a *latent* is a difference of voxels, a *bin* a range of latents with a weight, an
 *offset* what a latent lies above the lowest of its bin, and a *state* what the asymmetric numeral system (J. Duda,

@@ -1,6 +1,6 @@
 """The workflow on a real SLURM, through profiles/slurm, with what goes wrong on clusters.
 
-The normal run of pytest only looks at the profile. All of it, about ten minutes on an idle machine:
+The normal run of pytest looks at the profile and has one job cancelled. All of it, about a quarter of an hour:
 
     pytest tests/cluster/test_slurm.py -m "long or not long"
 """
